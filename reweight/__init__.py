@@ -1,0 +1,26 @@
+"""Everything that makes weights: `select` before training, `online` during it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if __name__ != "karat.reweight":
+    raise ImportError(f"this folder is the package karat.reweight; import it by that name, not as {__name__!r}")
+
+from karat.lazy import by_class_name, lazy_members
+from karat.reweight.online import MEMBERS as _ONLINE
+from karat.reweight.select import MEMBERS as _SELECT
+
+if TYPE_CHECKING:
+    from karat.reweight.online import Extremes as Extremes
+    from karat.reweight.online import GroupDro as GroupDro
+    from karat.reweight.online import KlDro as KlDro
+    from karat.reweight.online import LinUpper as LinUpper
+    from karat.reweight.online import Quadratic as Quadratic
+    from karat.reweight.online import Static as Static
+    from karat.reweight.select import GumbelTopK as GumbelTopK
+    from karat.reweight.select import Random as Random
+    from karat.reweight.select import Threshold as Threshold
+    from karat.reweight.select import TopK as TopK
+
+__getattr__ = lazy_members(__name__, by_class_name({**_SELECT, **_ONLINE}))

@@ -1,0 +1,28 @@
+"""During training: losses in, weights out; pure torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if __name__ != "karat.reweight.online":
+    raise ImportError(f"this folder is the package karat.reweight.online; import it by that name, not as {__name__!r}")
+
+from karat.lazy import by_class_name, lazy_members
+
+if TYPE_CHECKING:
+    from karat.reweight.online.group_dro import GroupDro as GroupDro
+    from karat.reweight.online.kl_dro import KlDro as KlDro
+    from karat.reweight.online.loss_shape import Extremes as Extremes
+    from karat.reweight.online.loss_shape import LinUpper as LinUpper
+    from karat.reweight.online.loss_shape import Quadratic as Quadratic
+    from karat.reweight.online.static import Static as Static
+
+MEMBERS = {
+    "extremes": "karat.reweight.online.loss_shape:Extremes",
+    "group_dro": "karat.reweight.online.group_dro:GroupDro",
+    "kl_dro": "karat.reweight.online.kl_dro:KlDro",
+    "lin_upper": "karat.reweight.online.loss_shape:LinUpper",
+    "quadratic": "karat.reweight.online.loss_shape:Quadratic",
+    "static": "karat.reweight.online.static:Static",
+}
+__getattr__ = lazy_members(__name__, by_class_name(MEMBERS))

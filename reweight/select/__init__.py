@@ -1,0 +1,24 @@
+"""Before training: a score table in, one weight per id out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if __name__ != "karat.reweight.select":
+    raise ImportError(f"this folder is the package karat.reweight.select; import it by that name, not as {__name__!r}")
+
+from karat.lazy import by_class_name, lazy_members
+
+if TYPE_CHECKING:
+    from karat.reweight.select.gumbel_top_k import GumbelTopK as GumbelTopK
+    from karat.reweight.select.random import Random as Random
+    from karat.reweight.select.threshold import Threshold as Threshold
+    from karat.reweight.select.top_k import TopK as TopK
+
+MEMBERS = {
+    "gumbel_top_k": "karat.reweight.select.gumbel_top_k:GumbelTopK",
+    "random": "karat.reweight.select.random:Random",
+    "threshold": "karat.reweight.select.threshold:Threshold",
+    "top_k": "karat.reweight.select.top_k:TopK",
+}
+__getattr__ = lazy_members(__name__, by_class_name(MEMBERS))

@@ -1,0 +1,20 @@
+"""Everything that looks at data: one scorer, one file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if __name__ != "karat.scorers":
+    raise ImportError(f"this folder is the package karat.scorers; import it by that name, not as {__name__!r}")
+
+from karat.lazy import by_class_name, lazy_members
+
+if TYPE_CHECKING:
+    from karat.scorers.length import Length as Length
+    from karat.scorers.zip_fit import ZipFit as ZipFit
+
+MEMBERS = {
+    "length": "karat.scorers.length:Length",
+    "zip_fit": "karat.scorers.zip_fit:ZipFit",
+}
+__getattr__ = lazy_members(__name__, by_class_name(MEMBERS))

@@ -1,0 +1,154 @@
+"""The three contracts: everything in karat is a Scorer, a Selector or a Reweighter, or calls one.
+
+A part is a frozen pydantic model: its settings, its code and its cache key are one object. It prints,
+compares, pickles and hashes by its settings. In YAML its `kind` names it; a kind with a colon
+(`my_package.my_module:MyScorer`) loads a stranger's class, so a plug-in needs no registration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from karat.code_digest import code_digest
+
+if TYPE_CHECKING:
+    import polars as pl
+    import torch
+
+    State = dict[str, torch.Tensor]
+
+
+class Part(BaseModel):
+    """Settings with a name, a digest and a place in the catalogue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    kind: ClassVar[str] = ""
+    """The name in YAML and in column names: the class name in snake case."""
+    summary: ClassVar[str] = ""
+    """One line for `karat list`."""
+    formula: ClassVar[str] = ""
+    """What is computed, for `karat list NAME`."""
+    paper: ClassVar[str] = ""
+    """Author, year, identifier and section."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        if "kind" not in cls.__dict__:
+            cls.kind = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def yaml_kind(cls) -> str:
+        """What `kind:` has to say in a config: the short name of karat's own parts, else the import path."""
+        own = cls.__module__ == "karat" or cls.__module__.startswith("karat.")
+        return cls.kind if own else f"{cls.__module__}:{cls.__qualname__}"
+
+    @model_serializer(mode="wrap")
+    def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"kind": self.yaml_kind(), **handler(self)}
+
+    def environment(self) -> dict[str, str]:
+        """Facts outside settings and code that change the result: a library's version, a model's files."""
+        return {}
+
+    def digest(self) -> str:
+        """Key of everything that determines the result: settings, code with what it calls, environment."""
+        facts = [self.model_dump(mode="json"), code_digest(type(self)), self.environment()]
+        canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False)
+        return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.model_dump_json()))
+
+
+class Scorer(Part, ABC):
+    """Chunks of rows in, columns keyed by `id` out; offline, may use a GPU.
+
+    Law: every id once and in the order of the chunk; a row's score depends on its content and on the
+    reference alone, never on its neighbours, its id, the chunking or the number of workers. Null means
+    "no score", and then `<kind>.status` says why; NaN is a bug and is refused.
+    """
+
+    needs_reference: ClassVar[bool] = False
+    """Whether `prepare` must be given reference rows."""
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+    """The columns of the row view (karat.rows.VIEW) that the score depends on."""
+
+    @abstractmethod
+    def columns(self) -> dict[str, pl.DataType]:
+        """Names and types of the columns that `score` returns, without id and status."""
+
+    def prepare(self, reference: pl.DataFrame | None) -> Any:
+        """Load what all chunks share (reference texts, a model) once; read-only afterwards, used by threads."""
+        return None
+
+    @abstractmethod
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
+        """Score one chunk: `id`, the columns of `columns()`, and `<kind>.status` (null where all is well)."""
+
+    @classmethod
+    def status_column(cls) -> str:
+        """Name of the column that says why a score is null."""
+        return f"{cls.kind}.status"
+
+
+class Selector(Part, ABC):
+    """Score table in, one `weight` per id out (0 = dropped), with the reason; offline, pure polars.
+
+    Law: pure; ties are broken by id; randomness is a function of (seed, id) only, so sharding changes
+    nothing and larger budgets contain smaller ones.
+    """
+
+    @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """The columns of the score table that the decision reads."""
+
+    @abstractmethod
+    def select(self, scores: pl.DataFrame) -> pl.DataFrame:
+        """Columns `id`, `weight` (Float64), `reason` (String), `rank` (UInt32, 1 = first; null = unranked).
+
+        One row for each row of `scores`, in its order.
+        """
+
+
+class Reweighter(Part, ABC):
+    """Losses in, weights and new state out; inside the training step, pure torch.
+
+    Law: pure (state in, state out); float32; the same on one rank or many and for any accumulation;
+    constant losses give weights of one; a row whose static weight is 0 gets 0 and does not touch the state.
+    """
+
+    def init(self, n_samples: int, n_groups: int = 0) -> State:
+        """State before the first step, as tensors only, so that a checkpoint can hold it."""
+        return {}
+
+    @abstractmethod
+    def update(
+        self,
+        weights: torch.Tensor,
+        losses: torch.Tensor,
+        rows: torch.Tensor,
+        state: State,
+        groups: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, State]:
+        """New weights for one scope of samples (the micro-batch of all ranks).
+
+        weights: [B] float32, static weights of mean one over the training set; losses: [B] float32, mean
+        nats per scored token, detached; rows: [B] int64, row numbers in the training set; groups: [B]
+        int64 or None. Returns weights [B] (online weights of mean one over the samples of positive static
+        weight, multiplied onto the static ones) and the new state.
+        """
+
+    def needs_groups(self) -> bool:
+        """Whether `groups` must be given."""
+        return False
+
+    def copy_with(self, **changes: Any) -> Self:
+        """The same part with some settings changed, validated again."""
+        return type(self).model_validate({**{k: getattr(self, k) for k in type(self).model_fields}, **changes})

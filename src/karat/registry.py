@@ -1,0 +1,86 @@
+"""From a `kind` to its class: karat's own parts by short name, a stranger's by import path."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, SerializeAsAny
+from pydantic_core import PydanticCustomError
+
+from karat.errors import closest
+from karat.parts import Part, Reweighter, Scorer, Selector
+
+# Each package carries its own table MEMBERS of kind -> "module:Class", so that listing loads nothing heavy.
+HOMES: dict[type[Part], str] = {
+    Scorer: "karat.scorers",
+    Selector: "karat.reweight.select",
+    Reweighter: "karat.reweight.online",
+}
+
+P = TypeVar("P", bound=Part)
+
+
+def members(contract: type[Part]) -> Mapping[str, str]:
+    """Table of kind -> "module:Class" of karat's own parts of one contract."""
+    table: Mapping[str, str] = importlib.import_module(HOMES[contract]).MEMBERS
+    return table
+
+
+def import_class(path: str, contract: type[P]) -> type[P]:
+    """The class behind "module:Class", checked to be of the contract."""
+    module, _, name = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for step in name.split("."):
+            found = getattr(found, step)
+    except (ImportError, AttributeError) as error:
+        raise PydanticCustomError(
+            "kind", "cannot import {path}: {why}", {"path": path, "why": str(error)}
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, contract)):
+        raise PydanticCustomError(
+            "kind", "{path} is not a {contract}", {"path": path, "contract": contract.__name__}
+        )
+    return found
+
+
+def resolve(kind: str, contract: type[P]) -> type[P]:
+    """The class that a `kind` names."""
+    if ":" in kind:
+        return import_class(kind, contract)
+    table = members(contract)
+    if kind not in table:
+        raise PydanticCustomError(
+            "kind",
+            "unknown {contract} {kind!r}; {hint}",
+            {"contract": contract.__name__.lower(), "kind": kind, "hint": closest(kind, table)},
+        )
+    return import_class(table[kind], contract)
+
+
+def load(settings: Any, contract: type[P]) -> Any:
+    """A part from its YAML form: a mapping with `kind`, or the bare kind where defaults will do."""
+    if isinstance(settings, str):
+        settings = {"kind": settings}
+    if not isinstance(settings, Mapping):
+        return settings
+    rest = dict(settings)
+    kind = rest.pop("kind", None)
+    if not isinstance(kind, str):
+        raise PydanticCustomError(
+            "kind",
+            "needs `kind`; known: {known}",
+            {"known": ", ".join(sorted(members(contract)))},
+        )
+    return resolve(kind, contract).model_validate(rest)
+
+
+def _loader(contract: type[Part]) -> Callable[[Any], Any]:
+    return lambda settings: load(settings, contract)
+
+
+AnyScorer = Annotated[SerializeAsAny[Scorer], BeforeValidator(_loader(Scorer))]
+AnySelector = Annotated[SerializeAsAny[Selector], BeforeValidator(_loader(Selector))]
+AnyReweighter = Annotated[SerializeAsAny[Reweighter], BeforeValidator(_loader(Reweighter))]

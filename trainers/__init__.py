@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if __name__ != "karat.trainers":
-    raise ImportError(f"this folder is the package karat.trainers; import it by that name, not as {__name__!r}")
+    raise ImportError(
+        f"this folder is the package karat.trainers; import it by that name, not as {__name__!r}"
+    )
 
 from karat.lazy import lazy_members
 

@@ -21,7 +21,9 @@ def code_digest(cls: type) -> str:
     """
     modules: set[str] = set()
     for base in cls.__mro__:
-        if base.__module__ not in _NEUTRAL and not base.__module__.startswith(("builtins", "abc", "pydantic")):
+        if base.__module__ not in _NEUTRAL and not base.__module__.startswith(
+            ("builtins", "abc", "pydantic")
+        ):
             _collect(base.__module__, modules)
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(modules):

@@ -85,7 +85,7 @@ class Scorer(Part, ABC):
         """Names and types of the columns that `score` returns, without id and status."""
 
     def prepare(self, reference: pl.DataFrame | None) -> Any:
-        """Load what all chunks share (reference texts, a model) once; read-only afterwards, used by threads."""
+        """Load what all chunks share once (reference texts, a model); threads share it, read-only."""
         return None
 
     @abstractmethod
@@ -151,4 +151,6 @@ class Reweighter(Part, ABC):
 
     def copy_with(self, **changes: Any) -> Self:
         """The same part with some settings changed, validated again."""
-        return type(self).model_validate({**{k: getattr(self, k) for k in type(self).model_fields}, **changes})
+        return type(self).model_validate(
+            {**{k: getattr(self, k) for k in type(self).model_fields}, **changes}
+        )

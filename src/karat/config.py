@@ -1,0 +1,176 @@
+"""One YAML file and one pydantic model: what a run reads, computes, selects, trains and writes."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from karat.errors import ConfigError, closest
+from karat.registry import AnyScorer, AnySelector
+from karat.rows import DataSpec
+from karat.yaml_lines import Document, Loc, override, parse_yaml, read_yaml
+
+SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+def _train_settings(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    # The core may not import trainers; the settings' own class does the checking.
+    settings = importlib.import_module("karat.trainers.settings").TrainSettings
+    return settings.model_validate(value)
+
+
+def _percent(value: Any) -> Any:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            share = float(value.strip().removesuffix("%")) / 100
+        except ValueError:
+            share = -1.0
+        if not 0 < share < 1:
+            raise PydanticCustomError("share", "must be between 0% and 100%, or rows of their own")
+        return share
+    return value
+
+
+class ExportSettings(BaseModel):
+    """How the kept rows are written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    shard_rows: int = Field(100_000, ge=1, description="rows in one Parquet file")
+
+
+class Config(BaseModel):
+    """One run. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    name: str = Field(pattern=SLUG, description="letters, digits, dot, dash and underscore")
+    out: Path = Field(description="the run's folder; default runs/<name>")
+    store: Path = Field(description="where scores are kept for reuse; default .store beside the run's folder")
+    seed: int = Field(0, ge=0, description="seed of the evaluation split and of the controls")
+    data: DataSpec = Field(description="the pool to choose from")
+    reference: DataSpec | None = Field(None, description="rows like those that the model is for")
+    evaluate: Annotated[float | DataSpec | None, BeforeValidator(_percent)] = Field(
+        None, description="rows to measure on, or the share of the reference that is kept from the scorers"
+    )
+    scorers: tuple[AnyScorer, ...] = Field(min_length=1)
+    select: AnySelector
+    export: ExportSettings = ExportSettings()
+    train: Annotated[Any, BeforeValidator(_train_settings)] = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        written: dict[str, str] = {}
+        for scorer in self.scorers:
+            if scorer.needs_reference and self.reference is None:
+                raise PydanticCustomError(
+                    "reference", "scorer {kind} needs `reference`: rows like those that the model is for",
+                    {"kind": scorer.kind},
+                )  # fmt: skip
+            for column in scorer.columns():
+                if column in written:
+                    raise PydanticCustomError(
+                        "columns", "two scorers write the column {column}; leave one out", {"column": column}
+                    )
+                written[column] = scorer.kind
+        if isinstance(self.evaluate, float) and self.reference is None:
+            raise PydanticCustomError("evaluate", "`evaluate` as a share needs `reference`")
+        if self.train is not None and self.evaluate is None:
+            raise PydanticCustomError(
+                "evaluate", "`train` needs `evaluate`: held-out rows, or the share of `reference` to hold out"
+            )
+        return self
+
+    def score_columns(self) -> list[str]:
+        """The columns that the scorers write, in order."""
+        return [column for scorer in self.scorers for column in scorer.columns()]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A config with the document it came from, so that later checks can name key and line as well."""
+
+    config: Config
+    document: Document
+
+    def error(self, loc: Loc, problem: str, hint: str | None = None) -> ConfigError:
+        """A ConfigError at one key."""
+        return ConfigError(problem, where=self.document.where(loc), hint=hint)
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Loaded:
+    """Read, override and check a config file; raises ConfigError naming every wrong key and its line."""
+    return from_document(override(read_yaml(path), overrides or []), default_name=path.stem)
+
+
+def from_yaml(text: str, name: str = "config", overrides: list[str] | None = None) -> Loaded:
+    """The same from a string."""
+    return from_document(override(parse_yaml(text, name), overrides or []), default_name=name)
+
+
+def from_document(document: Document, default_name: str) -> Loaded:
+    """Check a document; relative paths are taken from the current directory and made absolute."""
+    if not isinstance(document.data, dict):
+        raise ConfigError("must be a mapping of keys", where=document.name, hint="see `karat init`")
+    data = dict(document.data)
+    data.setdefault("name", default_name)
+    out = data.get("out") or Path("runs") / str(data["name"])
+    if isinstance(out, str | Path):
+        data["out"] = Path(out).expanduser().absolute()
+        data.setdefault("store", data["out"].parent / ".store")
+    if isinstance(data.get("store"), str | Path):
+        data["store"] = Path(data["store"]).expanduser().absolute()
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, document) from None
+    return Loaded(config, document)
+
+
+def _explain(error: ValidationError, document: Document) -> ConfigError:
+    problems = list(dict.fromkeys(_one(detail, document) for detail in error.errors(include_url=False)))
+    first, *rest = [f"{where}: {text}" if where else text for where, text in problems]
+    return ConfigError("\n".join([first, *rest]))
+
+
+def _one(detail: ErrorDetails, document: Document) -> tuple[str, str]:
+    loc = _in_document(detail["loc"], document)
+    message = detail["msg"]
+    if detail["type"] == "extra_forbidden":
+        known = _siblings(loc, document)
+        message = f"unknown key; {closest(str(loc[-1]), known)}" if known else "unknown key"
+    elif detail["type"] == "missing":
+        message = "is missing"
+    else:
+        given = detail.get("input")
+        if isinstance(given, str | int | float | bool | None) and str(given) not in message and loc:
+            message = f"{message}, not {given!r}"
+    return document.where(loc), message[:1].lower() + message[1:]
+
+
+def _in_document(loc: Loc, document: Document) -> Loc:
+    """pydantic puts the names of union members into its paths; keep what stands in the file."""
+    kept: list[Any] = []
+    data = document.data
+    for position, step in enumerate(loc):
+        last = position == len(loc) - 1
+        if (isinstance(data, dict) and (step in data or last)) or (
+            isinstance(data, list) and isinstance(step, int) and step < len(data)
+        ):
+            kept.append(step)
+            data = data.get(step) if isinstance(data, dict) else data[step]
+    return tuple(kept)
+
+
+def _siblings(loc: Loc, document: Document) -> list[str]:
+    """Keys that could have stood where an unknown one was found."""
+    from karat.describe import keys_at
+
+    return keys_at(loc[:-1], document.data)

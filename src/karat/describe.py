@@ -1,0 +1,101 @@
+"""What there is to configure: the catalogue behind `karat list` and the hints for mistyped keys."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticCustomError, PydanticUndefined
+
+from karat.errors import ConfigError, closest
+from karat.parts import Part, Reweighter, Scorer, Selector
+from karat.registry import members, resolve
+
+CONTRACTS: dict[str, type[Part]] = {"scorers": Scorer, "selectors": Selector, "reweighters": Reweighter}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a part, as a person reads it."""
+
+    name: str
+    type: str
+    default: str
+    description: str
+
+
+def catalogue() -> dict[str, list[type[Part]]]:
+    """Every part of karat, by contract, in alphabetical order."""
+    return {
+        title: [resolve(kind, contract) for kind in sorted(members(contract))]
+        for title, contract in CONTRACTS.items()
+    }
+
+
+def find(name: str) -> type[Part]:
+    """A part by kind, class name or import path; raises ConfigError with the nearest name."""
+    known: dict[str, type[Part]] = {}
+    for contract in CONTRACTS.values():
+        for kind, path in members(contract).items():
+            known[kind] = contract
+            known[path.partition(":")[2]] = contract
+    if ":" in name:
+        for contract in CONTRACTS.values():
+            try:
+                return resolve(name, contract)
+            except PydanticCustomError:
+                continue
+        raise ConfigError("is not a scorer, selector or reweighter that can be imported", where=name)
+    if name not in known:
+        raise ConfigError(f"there is no part named {name!r}", hint=closest(name, known))
+    table = members(known[name])
+    kind = name if name in table else next(k for k, path in table.items() if path.endswith(f":{name}"))
+    return resolve(kind, known[name])
+
+
+def contract_of(part: type[Part]) -> str:
+    """`scorer`, `selector` or `reweighter`."""
+    return next(title for title, contract in CONTRACTS.items() if issubclass(part, contract)).removesuffix("s")
+
+
+def settings_of(model: type[BaseModel]) -> list[Setting]:
+    """Names, types, defaults and descriptions of a model's fields."""
+    found = []
+    for name, info in model.model_fields.items():
+        default = info.get_default(call_default_factory=True) if not info.is_required() else PydanticUndefined
+        shown = "required" if default is PydanticUndefined else repr(default)
+        annotation = inspect.formatannotation(info.annotation).replace("typing.", "")
+        limits = ", ".join(str(m) for m in info.metadata if type(m).__module__.startswith("annotated_types"))
+        found.append(Setting(name, f"{annotation} {limits}".strip(), shown, info.description or ""))
+    return found
+
+
+def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:
+    """The keys that may stand in the mapping at `loc` of a config."""
+    from karat.config import Config, ExportSettings
+
+    if not loc:
+        return list(Config.model_fields)
+    here: Any = data
+    for step in loc:
+        here = here[step]
+    kind = here.get("kind") if isinstance(here, dict) else None
+    head = loc[0]
+    if head == "export":
+        return list(ExportSettings.model_fields)
+    if head in ("data", "reference", "evaluate"):
+        from karat.rows import data_keys
+
+        return data_keys(kind, nested=loc[-1] == "columns")
+    if head == "train" and len(loc) == 1:
+        return list(importlib.import_module("karat.trainers.settings").TrainSettings.model_fields)
+    contract = {"scorers": Scorer, "select": Selector, "train": Reweighter}.get(str(head))
+    if contract is None or not isinstance(kind, str):
+        return []
+    try:
+        return ["kind", *resolve(kind, contract).model_fields]
+    except PydanticCustomError:
+        return []

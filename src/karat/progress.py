@@ -1,0 +1,92 @@
+"""Progress of long work: a rate and the time left, drawn live in a terminal and as plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Where progress goes."""
+
+    def start(self, stage: str, total: int, unit: str) -> None: ...
+
+    def advance(self, stage: str, done: int) -> None: ...
+
+    def finish(self, stage: str, note: str) -> None: ...
+
+
+class Lines:
+    """One line now and then, for logs, pipes and scheduled runs."""
+
+    def __init__(self, write: Callable[[str], None] | None = None, every: float = 3.0) -> None:
+        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._every = every
+        self._stages: dict[str, tuple[int, str, float]] = {}
+        self._last = 0.0
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """Announce a stage."""
+        self._stages[stage] = (total, unit, time.monotonic())
+        self._last = time.monotonic()
+        self._write(f"{stage}: {total:,} {unit}")
+
+    def advance(self, stage: str, done: int) -> None:
+        """Say how far it is, at most every few seconds."""
+        now = time.monotonic()
+        if now - self._last < self._every or stage not in self._stages:
+            return
+        self._last = now
+        total, unit, began = self._stages[stage]
+        self._write(f"{stage}: {done:,}/{total:,} {unit}, {pace(done, total, now - began, unit)}")
+
+    def finish(self, stage: str, note: str) -> None:
+        """Say that it is done."""
+        began = self._stages.pop(stage, (0, "", time.monotonic()))[2]
+        self._write(f"{stage}: {note} ({time.monotonic() - began:.1f} s)")
+
+
+def pace(done: int, total: int, seconds: float, unit: str) -> str:
+    """`812 rows/s, 4 s left`."""
+    if done <= 0 or seconds <= 0:
+        return "starting"
+    rate = done / seconds
+    left = max(0.0, (total - done) / rate)
+    shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f"{shown} {unit}/s, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """`4 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+_current: ContextVar[Reporter | None] = ContextVar("karat_progress", default=None)
+
+
+def current() -> Reporter:
+    """The reporter of this run; plain lines where none was set."""
+    reporter = _current.get()
+    if reporter is None:
+        reporter = Lines()
+        _current.set(reporter)
+    return reporter
+
+
+@contextmanager
+def reporting(reporter: Reporter) -> Iterator[Reporter]:
+    """Send progress to `reporter` inside the block."""
+    token = _current.set(reporter)
+    try:
+        yield reporter
+    finally:
+        _current.reset(token)

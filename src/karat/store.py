@@ -1,0 +1,157 @@
+"""The store: what was computed, kept under the digest of everything that determined it.
+
+    rows/<key>/            one data source: view.parquet, original.parquet, about.json
+    scores/<key>/*.parquet one scorer on one reference: content digest of a row -> its measurements
+    work/                  chunks on their way to a worker
+    train/<key>/           one trained model with its metrics
+
+Scores are kept by the content of the row, not by its file or position: new rows are scored alone,
+whatever else changed around them. Files appear by write-then-rename only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from karat.errors import StoreError
+
+DIGEST = "digest"
+"""Column of a score table: the content digest of the row."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends well, and vanishes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    """Write a frame; the same frame gives the same bytes."""
+    with replacing(path) as temporary:
+        frame.rechunk().write_parquet(temporary, compression="zstd", row_group_size=100_000)
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Write readable JSON."""
+    with replacing(path) as temporary:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, or None where there is none or it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(*facts: Any) -> str:
+    """A key from plain facts."""
+    canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
+
+
+def frame_digest(values: Iterable[str]) -> str:
+    """Digest of a sequence of strings, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in values:
+        encoded = value.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+class Store:
+    """Folders of one store; any number of processes may use it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def rows(self, key: str) -> Path:
+        """Folder of one data source."""
+        return self.root / "rows" / key
+
+    def scores(self, key: str) -> Path:
+        """Folder of one scorer on one reference."""
+        return self.root / "scores" / key
+
+    def train(self, key: str) -> Path:
+        """Folder of one trained model."""
+        return self.root / "train" / key
+
+    def work(self) -> Path:
+        """Folder of this process for chunks on their way to a worker."""
+        return self.root / "work" / str(os.getpid())
+
+    def known_scores(self, key: str, schema: dict[str, pl.DataType]) -> tuple[pl.DataFrame, int]:
+        """Every score kept under a key, one row for each content digest, and how many files were damaged.
+
+        A damaged file (a disk that ran full under another program, say) is removed: its rows are scored again.
+        """
+        full = pl.Schema({DIGEST: pl.String(), **schema})
+        tables, damaged = [pl.DataFrame(schema=full)], 0
+        for path in sorted(self.scores(key).glob("*.parquet")):
+            try:
+                tables.append(pl.read_parquet(path, glob=False).select(pl.col(c).cast(t) for c, t in full.items()))
+            except (pl.exceptions.PolarsError, OSError):
+                path.unlink(missing_ok=True)
+                damaged += 1
+        return pl.concat(tables).unique(DIGEST, keep="first", maintain_order=True), damaged
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half written."""
+        for path in self.root.rglob(".*.tmp") if self.root.is_dir() else ():
+            if not _alive(path.name.split(".")[-2]):
+                path.unlink(missing_ok=True)
+        work = self.root / "work"
+        for folder in work.iterdir() if work.is_dir() else ():
+            if not _alive(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _alive(pid: str) -> bool:
+    if not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return int(pid) != os.getpid()
+
+
+def check_writable(folder: Path) -> None:
+    """Fail before the work rather than after it; raises StoreError."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise StoreError("is a file, not a folder", where=str(existing))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StoreError("is not writable", where=str(existing), hint="choose another `out:` or `store:`")

@@ -125,13 +125,22 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what killed processes left half written."""
-        for path in self.root.rglob(".*.tmp") if self.root.is_dir() else ():
-            if not _alive(path.name.split(".")[-2]):
-                path.unlink(missing_ok=True)
+        sweep(self.root)
         work = self.root / "work"
         for folder in work.iterdir() if work.is_dir() else ():
             if not _alive(folder.name):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files and folders of processes that are gone."""
+    for path in list(folder.rglob(".*.tmp")) if folder.is_dir() else ():
+        if _alive(path.name.split(".")[-2]):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _alive(pid: str) -> bool:

@@ -1,0 +1,44 @@
+"""The Prefect tasks: thin shells around core functions, given paths and settings, never frames."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import as_completed
+
+from karat.chunked import Chunk, score_file
+from karat.progress import current
+
+# karat's own store decides what is computed again; Prefect's result cache does not see a changed helper.
+plain = {"cache_policy": NO_CACHE, "persist_result": False, "log_prints": False}
+
+
+@task(name="score chunk", task_run_name="score {name}", **plain)  # type: ignore[call-overload, untyped-decorator]
+def score_chunk_task(chunk: Chunk, name: str) -> int:
+    """Score one chunk file."""
+    return score_file(chunk)
+
+
+def run_chunks(chunks: Sequence[Chunk], stage: str) -> int:
+    """Map the chunks over the flow's task runner, with progress in rows; returns the rows scored."""
+    total = sum(chunk.count for chunk in chunks)
+    current().start(stage, total, "rows")
+    futures = [score_chunk_task.submit(chunk, os.path.basename(chunk.result)[:8]) for chunk in chunks]  # noqa: PTH119
+    return _collect(futures, stage)
+
+
+def _collect(futures: list[Any], stage: str) -> int:
+    done = 0
+    for future in as_completed(futures):
+        done += future.result()
+        current().advance(stage, done)
+    return done
+
+
+def run_one(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
+    """One call as a task of the current flow, so that it shows up in Prefect with its own state and time."""
+    return task(function, name=name, **plain)(*arguments)  # type: ignore[call-overload]

@@ -1,0 +1,45 @@
+"""The exported dataset: the kept rows with their own columns, their weight and their scores."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import polars as pl
+
+from karat.errors import DataError
+from karat.store import write_parquet
+
+
+def exported(original: pl.DataFrame, selection: pl.DataFrame, id_column: str | None) -> pl.DataFrame:
+    """Rows of positive weight: the user's columns with their types, then `id`, `weight` and the scores.
+
+    `original` and `selection` are in the same order. `id_column` is the user's own id column; where there
+    is none, the generated `id` is added. A column of the user's that is called `weight` or like a score
+    keeps its values as `original_<name>`.
+    """
+    if original.height != selection.height:
+        raise DataError(f"{original.height} rows were read, but {selection.height} are in the selection")
+    added = [c for c in selection.columns if c not in ("id", "reason", "rank", "group")]
+    if id_column is None:
+        added = ["id", *added]
+    taken = {name: f"original_{name}" for name in added if name in original.columns}
+    frame = original.rename(taken)
+    return frame.hstack(selection.select(added)).filter(selection["weight"] > 0)
+
+
+def write_dataset(frame: pl.DataFrame, folder: Path, shard_rows: int) -> list[Path]:
+    """Parquet shards that `datasets.load_dataset("parquet", ...)` reads; the folder appears whole or not at all."""
+    count = max(1, -(-frame.height // shard_rows))
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for shard in range(count):
+        part = frame.slice(shard * shard_rows, shard_rows)
+        write_parquet(part, fresh / f"train-{shard:05d}-of-{count:05d}.parquet")
+    old = folder.with_name(f".old-{folder.name}.{os.getpid()}.tmp")
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return sorted(folder.glob("*.parquet"))

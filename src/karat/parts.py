@@ -109,6 +109,13 @@ class Selector(Part, ABC):
     def needs(self) -> tuple[str, ...]:
         """The columns of the score table that the decision reads."""
 
+    def check(self, rows: pl.DataFrame, lengths: pl.DataFrame | None = None) -> None:
+        """Raise SelectionError for what cannot work on these rows (id, group), before anything is scored.
+
+        `lengths` (id, length.tokens, ...) is given once it is known, which is early, as it is cheap.
+        """
+        return
+
     @abstractmethod
     def select(self, scores: pl.DataFrame) -> pl.DataFrame:
         """Columns `id`, `weight` (Float64), `reason` (String), `rank` (UInt32, 1 = first; null = unranked).

@@ -1,0 +1,109 @@
+"""The main flow: rows, scores, a selection with weights, a dataset, trained models, a report."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from karat.config import Config, Loaded, load_config
+from karat.flows.score import score_stage
+from karat.flows.select import export_stage, select_stage
+from karat.flows.tasks import run_one
+from karat.flows.train import train_stage
+from karat.inputs import Inputs, gather, run_key
+from karat.progress import current
+from karat.record import Record, moment, outputs, versions, write_record
+from karat.report import write_report
+from karat.store import Store, check_writable, sweep
+
+
+def workers() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@flow(name="karat run", flow_run_name="{config}", validate_parameters=False, persist_result=False,
+      task_runner=ThreadPoolTaskRunner(max_workers=workers()))  # type: ignore[arg-type]  # fmt: skip
+def run(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Run one config file to the end; returns what run.json holds."""
+    return pipeline(load_config(Path(config), overrides))
+
+
+def pipeline(loaded: Loaded) -> dict[str, Any]:
+    """The stages in order; what the store holds already is not computed again."""
+    config, record = loaded.config, Record()
+    check_writable(config.out)
+    check_writable(config.store)
+    store = Store(config.store)
+    store.sweep()
+    sweep(config.out)
+    with record.stage("rows"):
+        inputs = gather(loaded, store)
+    table = score_stage(loaded, inputs, store, record)
+    selection = select_stage(config, table, record)
+    export_stage(config, inputs, selection, record)
+    training = train_stage(config, inputs, selection, store, record) if config.train is not None else None
+    done = _finish(config, inputs, selection, training, record)
+    with record.stage("report"):
+        run_one(write_report, "report", config.out, inputs.view.select("id", "text", "group"))
+    return done
+
+
+def _finish(
+    config: Config, inputs: Inputs, selection: pl.DataFrame, training: dict[str, Any] | None, record: Record
+) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    done = {
+        "karat": versions()["karat"],
+        "name": config.name,
+        "key": run_key(config),
+        "started": moment(record.started),
+        "finished": moment(time.time()),
+        "command": " ".join(["karat", *sys.argv[1:]]) if sys.argv else "karat",
+        "config": settings,
+        "digests": {
+            "rows": inputs.pool.about["digest"],
+            "reference": inputs.reference_file.stem if inputs.reference_file else None,
+            "scorers": {scorer.kind: scorer.digest() for scorer in config.scorers},
+            "selector": config.select.digest(),
+        },
+        "outputs": outputs(config.out),
+        "versions": versions(),
+        "timings": [vars(stage) for stage in record.stages],
+        "counts": counts(config, inputs, selection),
+        "warnings": list(inputs.warnings),
+        "group_column": config.data.columns.group,
+        "training": training,
+    }
+    write_record(config.out, done)
+    current().finish("run", f"{done['counts']['selected']:,} of {done['counts']['rows']:,} rows kept")
+    return done
+
+
+def counts(config: Config, inputs: Inputs, selection: pl.DataFrame) -> dict[str, Any]:
+    """Every row accounted for."""
+    kept = selection.filter(pl.col("weight") > 0)
+    weights = kept["weight"]
+    reasons = selection["reason"].str.extract(r"^([^(]*?)(?: \(.*|: rank.*)?$", 1).value_counts(sort=True)
+    tokens = None
+    if "length.tokens" in selection.columns:
+        tokens = {"pool": int(selection["length.tokens"].sum()), "selected": int(kept["length.tokens"].sum())}
+    return {
+        "rows": selection.height,
+        "skipped": inputs.skipped(),
+        "reference": 0 if inputs.reference is None else inputs.reference.height,
+        "heldout": 0 if inputs.heldout is None else inputs.heldout.height,
+        "no_score": {c: n for c in config.score_columns() if (n := selection[c].null_count())},
+        "selected": kept.height,
+        "dropped": selection.height - kept.height,
+        "reasons": dict(sorted(reasons.rows())),
+        "tokens": tokens,
+        "effective_samples": float(weights.sum() ** 2 / (weights**2).sum()) if kept.height else 0.0,
+    }

@@ -1,0 +1,39 @@
+"""Select and export: cheap, so always done anew from the score table."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from karat.config import Config
+from karat.export import exported, write_dataset
+from karat.flows.tasks import run_one
+from karat.inputs import Inputs
+from karat.progress import current
+from karat.record import Record
+from karat.selecting import ranked
+from karat.store import write_parquet
+
+
+def select_stage(config: Config, table: pl.DataFrame, record: Record) -> pl.DataFrame:
+    """Write selection.parquet: id, weight, reason, rank, every score; one row for each row of the pool."""
+    with record.stage("select") as timing:
+        decided = run_one(ranked, "select", config.select, table)
+        selection = pl.concat([decided.select("id", "weight", "reason", "rank"), table.drop("id")], how="horizontal")
+        if selection["group"].null_count() == selection.height:
+            selection = selection.drop("group")
+        write_parquet(selection, config.out / "selection.parquet")
+        kept = int((selection["weight"] > 0).sum())
+        timing.note = f"{kept:,} of {selection.height:,} rows kept"
+        current().finish("select", timing.note)
+    return selection
+
+
+def export_stage(config: Config, inputs: Inputs, selection: pl.DataFrame, record: Record) -> None:
+    """Write dataset/: the kept rows with their own columns, weight and scores."""
+    with record.stage("export") as timing:
+        original = inputs.pool.original()
+        id_column = config.data.columns.id or ("id" if "id" in original.columns else None)
+        frame = exported(original, selection, id_column)
+        files = run_one(write_dataset, "export", frame, config.out / "dataset", config.export.shard_rows)
+        timing.note = f"{frame.height:,} rows in {len(files)} files"
+        current().finish("export", timing.note)

@@ -8,7 +8,7 @@ import polars as pl
 from pydantic import Field
 
 from karat.parts import Scorer
-from karat.scorers.tokenizers import WORDS, TokenCounter, token_counter, tokenizer_facts
+from karat.scorers.token_counts import WORDS, TokenCounter, token_counter, tokenizer_facts
 
 
 class Length(Scorer):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from karat.errors import ScoreError
@@ -62,11 +62,11 @@ class ZipFit(Scorer):
     )
     paper: ClassVar[str] = "Obbad et al. 2024, ZIP-FIT, arXiv 2410.18194, Algorithm 1"
 
+    compressor: Compressor = Field(default="gzip", description="gzip (whole gzip file) or lz4 (lz4 frame)")
     level: int = Field(
         default=DEFAULT_LEVEL["gzip"],
         description="gzip: 1-9, default 1; lz4: 0-12 (below 3 fast, from 3 high compression), default 0",
     )
-    compressor: Compressor = Field(default="gzip", description="gzip (whole gzip file) or lz4 (lz4 frame)")
 
     @model_validator(mode="before")
     @classmethod
@@ -75,22 +75,28 @@ class ZipFit(Scorer):
             return {**settings, "level": DEFAULT_LEVEL["lz4"]}
         return settings
 
-    @model_validator(mode="after")
-    def _level_exists(self) -> Self:
-        allowed = LEVELS[self.compressor]
-        if self.compressor == "gzip" and self.level == 0:
+    @field_validator("level")
+    @classmethod
+    def _level_exists(cls, level: int, info: ValidationInfo) -> int:
+        compressor: Compressor | None = info.data.get("compressor")  # absent if it was itself wrong
+        if compressor == "gzip" and level == 0:
             raise PydanticCustomError(
                 "level",
                 "gzip level 0 stores without compressing, so the score would rank by length alone; "
                 "use a level from 1 to 9 (1 is the default)",
             )
-        if self.level not in allowed:
+        if compressor and level not in LEVELS[compressor]:
             raise PydanticCustomError(
                 "level",
                 "{compressor} has levels {low} to {high}, not {level}",
-                {"compressor": self.compressor, "low": allowed[0], "high": allowed[-1], "level": self.level},
+                {
+                    "compressor": compressor,
+                    "low": LEVELS[compressor][0],
+                    "high": LEVELS[compressor][-1],
+                    "level": level,
+                },
             )
-        return self
+        return level
 
     def environment(self) -> dict[str, str]:
         """The version of the compression library: another one gives other sizes."""

@@ -11,10 +11,11 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
 from karat.errors import ScoreError
 from karat.score_engine import score_view
 from karat.scorers.length import Length
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 CORPUS = ["the cat sat on the mat", "a cat and a hat", "the hat of the cat", "日本語 text 🙂"] * 5
 
@@ -53,7 +54,8 @@ def folder(tmp_path: Path) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     home = tmp_path / "tok"
-    fast = PreTrainedTokenizerFast(tokenizer_object=trained(), bos_token="<s>", eos_token="</s>")
+    marks = dict(zip(("bos_token", "eos_token"), ("<s>", "</s>"), strict=True))
+    fast = PreTrainedTokenizerFast(tokenizer_object=trained(), **marks)
     fast.save_pretrained(str(home))
     return home
 

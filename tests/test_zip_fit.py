@@ -14,10 +14,11 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from karat.errors import ScoreError
 from karat.score_engine import score_view
 from karat.scorers.zip_fit import ZipFit, _alignment
-from pydantic import ValidationError
 
 Size = Callable[[bytes], int]
 
@@ -55,7 +56,9 @@ def scored(
 plain = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 repeats = st.builds(lambda part, times: part * times, plain, st.integers(0, 40))
 bytes_like = st.binary(max_size=300).map(lambda raw: raw.decode("latin-1"))
-pieces = st.lists(st.sampled_from(["def ", "return ", "the ", "\n    ", "日本", "🙂", "x = 1\n"])).map("".join)
+pieces = st.lists(st.sampled_from(["def ", "return ", "the ", "\n    ", "日本", "🙂", "x = 1\n"])).map(
+    "".join
+)
 texts_of = st.one_of(st.just(""), plain, repeats, bytes_like, pieces)
 
 

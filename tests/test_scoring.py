@@ -179,19 +179,34 @@ def test_two_workers_run_at_once_and_results_stay_in_order() -> None:
     assert table["id"].to_list() == [f"r{i}" for i in range(20)]
 
 
-def test_an_error_stops_the_rest_and_few_chunks_are_in_flight() -> None:
+def test_an_error_cancels_the_rest_and_leaves_no_thread() -> None:
     begun: list[str] = []
 
     def act(ids: list[str]) -> None:
         begun.extend(ids)
-        if ids == ["r1"]:
+        if ids == ["r0"]:
             raise ScoreError("no more")
+        time.sleep(0.2)
 
     texts: list[str | None] = [str(i) for i in range(500)]
     with pytest.raises(ScoreError, match="no more"):
         score_view(gated(act), frame(texts), None, workers=2, chunk_rows=1)
-    assert len(begun) <= 8
+    assert set(begun) <= {"r0", "r1", "r2"}
     assert not [t for t in threading.enumerate() if t.name.startswith("karat-recorder")]
+
+
+def test_few_chunks_are_in_flight() -> None:
+    taken: list[int] = []
+
+    def count(done: int, seconds: float) -> None:
+        assert len(taken) - done <= 4
+        time.sleep(0.001)
+
+    texts: list[str | None] = [str(i) for i in range(100)]
+    score_view(
+        gated(lambda ids: taken.append(1)), frame(texts), None, workers=2, chunk_rows=1, on_chunk=count
+    )
+    assert len(taken) == 100
 
 
 def result(**columns: list[Any]) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from karat.errors import ConfigError
-from karat.rows.harvest import HarvestData
+from karat.rows import HarvestData
 from karat.rows.harvest_rows import Harvester, NearCopies, Row
 from karat.rows.python_functions import functions_of, source_files
 

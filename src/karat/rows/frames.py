@@ -57,7 +57,7 @@ def to_rows(loaded: Loaded, options: RowOptions) -> Rows:
     id_column = options.columns.id or ("id" if "id" in loaded.frame.columns else None)
     ids = _own_ids(loaded, id_column) if id_column else content_digest(fields)
     view = fields.with_columns(ids.alias("id"), _groups(loaded, options.columns.group).alias("group"))
-    view = view.select(VIEW)
+    view = view.select(list(VIEW))
     loaded, view = _unique(loaded, view, options, id_column)
     skipped = {reason: count for reason, count in sorted(loaded.skipped.items()) if count}
     return Rows(view, loaded.frame, layout, loaded.source, id_column, skipped)

@@ -23,7 +23,7 @@ DEFAULT_PACKAGES = (
 )
 
 
-class HarvestData(BaseModel):
+class HarvestSettings(BaseModel):
     """(docstring → function source) pairs parsed from installed packages; nothing is imported or run.
 
     `part` names one of three sets with no source file and no text in common: of `heldout_package`, files
@@ -39,7 +39,6 @@ class HarvestData(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["harvest"] = "harvest"
     packages: tuple[str, ...] = DEFAULT_PACKAGES
     rows: PositiveInt = 6000
     per_package: PositiveInt | None = None

@@ -19,7 +19,7 @@ from karat.rows.python_functions import STDLIB, SourceFile, functions_of, source
 if TYPE_CHECKING:
     import polars as pl
 
-    from karat.rows.harvest import HarvestData
+    from karat.rows.harvest import HarvestSettings
 
 Progress = Callable[[int, int], None]
 
@@ -86,9 +86,9 @@ class NearCopies:
 
 
 class Harvester:
-    """One pass over the packages of a HarvestData; single-use."""
+    """One pass over the packages of a HarvestSettings; single-use."""
 
-    def __init__(self, settings: HarvestData, on_file: Progress | None = None) -> None:
+    def __init__(self, settings: HarvestSettings, on_file: Progress | None = None) -> None:
         self.settings = settings
         self.counts: Counter[str] = Counter()
         self.unreadable: list[str] = []

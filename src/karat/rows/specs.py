@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from karat.rows.harvest_settings import HarvestSettings
+from karat.rows.harvest import HarvestSettings
 
 Layout = Literal["text", "alpaca", "prompt_completion", "messages", "sharegpt"]
 Format = Literal["jsonl", "json", "parquet", "csv", "tsv", "arrow", "saved"]

@@ -123,7 +123,9 @@ def _parsed(written: object) -> tuple[Fraction, Unit, bool]:
     if number[0] in "ni":
         raise SelectionError(f"a budget of {text!r} is not a finite number", hint=FORMS)
     if percent and found["unit"] and unit == "rows":
-        raise SelectionError(f"cannot read {text!r} as a budget: a share of the rows is a bare 10%", hint=FORMS)
+        raise SelectionError(
+            f"cannot read {text!r} as a budget: a share of the rows is a bare 10%", hint=FORMS
+        )
     amount = Fraction(number.replace("_", "")) * _SCALE.get((found["scale"] or "").lower(), 1)
     if amount == 0:
         raise SelectionError(f"a budget of {text!r} would keep nothing", hint=FORMS)
@@ -153,4 +155,4 @@ PerGroup = Annotated[
     Annotated[Budget, Tag("all")] | Annotated[_Groups, Tag("each")],
     Discriminator(lambda value: "each" if isinstance(value, Mapping) else "all"),
 ]
-"""One budget for every group, or a mapping of group -> budget in which "*" stands for the groups not named."""
+"""One budget for every group, or a mapping of group -> budget in which "*" is for the groups not named."""

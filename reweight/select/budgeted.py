@@ -117,7 +117,8 @@ class Budgeted(Selector):
             budgets = [] if given is None else [given] if isinstance(given, Budget) else given.values()
             if any(b.share and b.unit != unit and b.unit == "tokens" for b in budgets):
                 raise SelectionError(
-                    f"a {which} in % of tokens needs a budget in tokens", hint="a share of the budget is a bare 10%"
+                    f"a {which} in % of tokens needs a budget in tokens",
+                    hint="a share of the budget is a bare 10%",
                 )
         quotas = amounts("quota", self.quota, groups, limit, unit)
         floors = amounts("floor", self.floor, groups, limit, unit)

@@ -83,7 +83,13 @@ def scaled_weights(scores: pl.DataFrame, kept: pl.Series, weight_by: str | None)
     # fsum rounds once, so that the order of the rows cannot change a weight.
     mean = math.fsum((chosen / top).to_numpy()) / len(chosen)
     weights = pl.select(pl.when(kept).then(values / top / mean).otherwise(0.0)).to_series()
-    refuse(scores, kept & (weights == 0), weight_by, f"is too small beside the largest, {top}", "rescale the column")
+    refuse(
+        scores,
+        kept & (weights == 0),
+        weight_by,
+        f"is too small beside the largest, {top}",
+        "rescale the column",
+    )
     return weights
 
 

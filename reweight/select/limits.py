@@ -27,7 +27,9 @@ def amounts(
     named: dict[str, Budget] = {OTHERS: given} if isinstance(given, Budget) else given
     for name in named:
         if name != OTHERS and name not in groups:
-            raise SelectionError(f"{which} of group {name!r}: no row has this group", hint=closest(name, groups))
+            raise SelectionError(
+                f"{which} of group {name!r}: no row has this group", hint=closest(name, groups)
+            )
     found: Amounts = {}
     for group in groups:
         budget = named.get(group, named.get(OTHERS))
@@ -68,12 +70,14 @@ def check_available(floors: Amounts, rows: pl.DataFrame) -> None:
         return
     tokens = pl.col("tokens").sum() if "tokens" in rows.columns else pl.lit(None, dtype=pl.Int64)
     sums = rows.group_by("group").agg(rows=pl.len(), tokens=tokens)
-    have = {group: {"rows": n, "tokens": t} for group, n, t in sums.select("group", "rows", "tokens").iter_rows()}
+    have = {
+        group: {"rows": n, "tokens": t} for group, n, t in sums.select("group", "rows", "tokens").iter_rows()
+    }
     for group, (unit, floor) in floors.items():
         there = have.get(group, {"rows": 0, "tokens": 0})[unit]
         if there is not None and there < floor:
             raise SelectionError(
-                f"group {group!r}: its floor of {floor} {unit} is more than the {there} {unit} it has to choose from",
+                f"group {group!r}: its floor of {floor} {unit} is more than the {there} that it has",
                 hint="lower the floor",
             )
 

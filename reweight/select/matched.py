@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 import polars as pl
@@ -17,13 +17,20 @@ from karat.reweight.select.columns import RESULT, column, group_names, token_cou
 from karat.reweight.select.limits import OTHERS
 from karat.reweight.select.noise import shuffled
 
+
+def _sorted(amounts: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(amounts.items()))
+
+
 _Amounts = Annotated[
-    dict[str, Annotated[int, Field(ge=1)]], Field(min_length=1), AfterValidator(lambda d: dict(sorted(d.items())))
+    dict[str, Annotated[int, Field(ge=1)]],
+    Field(min_length=1),
+    AfterValidator(_sorted),
 ]
 
 
 class MatchedRandom(Selector):
-    """Draw rows in a random order, a function of (seed, id), until fixed amounts are met as closely as can be.
+    """Draw rows in a random order, a function of (seed, id), until amounts are met as closely as can be.
 
     The rule, in all or inside each group: walk the random order, take every row that still fits, pass over
     those that do not; then exchange the last row taken for the row that leaves the least over (of equals
@@ -34,7 +41,7 @@ class MatchedRandom(Selector):
     """
 
     kind: ClassVar[str] = "matched_random"
-    summary: ClassVar[str] = "the control of a selection: random rows with as many tokens, in all or per group"
+    summary: ClassVar[str] = "the control of a selection: random rows with as many tokens, also per group"
     formula: ClassVar[str] = (
         "in the order of BLAKE2b(seed, id) take what fits; last row: argmin of what is left over, never over"
     )
@@ -60,15 +67,20 @@ class MatchedRandom(Selector):
         cost = pl.Series("cost", np.ones(scores.height, dtype=np.int64))
         if self.unit == "tokens":
             cost = token_counts(scores, self.tokens).alias("cost")
-        group = pl.repeat(OTHERS, scores.height, eager=True) if self.whole() else group_names(scores, self.group_by)
+        group = (
+            pl.repeat(OTHERS, scores.height, eager=True)
+            if self.whole()
+            else group_names(scores, self.group_by)
+        )
         table = table.with_columns(cost, group.alias("group")).with_row_index("row")
         order = table.filter(pl.col("cost") > 0).sort(["key", "id"]).with_row_index("rank", offset=1)
         kept = np.zeros(scores.height, dtype=bool)
-        drawable = dict(order.group_by("group", maintain_order=True).agg("row", "cost").rows_by_key("group", unique=True))
+        parts = order.select("group", "row", "cost").partition_by("group", as_dict=True)
+        drawable = {str(key[0]): rows for key, rows in parts.items()}
         for name, amount in self.amounts.items():
             if name not in drawable:
-                raise SelectionError(f"group {name!r}: no row has it", hint=closest(name, map(str, drawable)))
-            rows, costs = (np.asarray(values, dtype=np.int64) for values in drawable[name])
+                raise SelectionError(f"group {name!r}: no row has it", hint=closest(name, drawable))
+            rows, costs = (drawable[name][c].cast(pl.Int64).to_numpy() for c in ("row", "cost"))
             if amount > costs.sum():
                 raise SelectionError(
                     f"group {name!r} has {costs.sum()} {self.unit}, fewer than the {amount} to draw"
@@ -122,7 +134,7 @@ def matched_control(
     selection: pl.DataFrame,
     scores: pl.DataFrame,
     *,
-    match: Collection[Literal["tokens", "group"]] = ("tokens",),
+    match: Collection[str] = ("tokens",),
     seed: int = 0,
     group_by: str = "group",
     tokens: str = "length.tokens",
@@ -148,9 +160,12 @@ def matched_control(
         if cost.null_count():
             id_ = found["id"].filter(cost.is_null())[0]
             raise SelectionError(
-                f"{cost.null_count()} kept rows have no {tokens}, the first is {id_!r}", hint="match on rows instead"
+                f"{cost.null_count()} kept rows have no {tokens}, the first is {id_!r}",
+                hint="match on rows instead",
             )
-    names = group_names(found, group_by) if "group" in match else pl.repeat(OTHERS, found.height, eager=True)
+    names = pl.repeat(OTHERS, found.height, eager=True)
+    if "group" in match:
+        names = group_names(found, group_by)
     sums = pl.DataFrame({"group": names, "cost": cost}).group_by("group").agg(pl.col("cost").sum())
     amounts = {name: total for name, total in sums.iter_rows() if total > 0}
     if not amounts:

@@ -85,4 +85,4 @@ class Threshold(Selector):
             return f"none of {len(values)} rows has a score in {self.by}"
         bounds = {"at least": self.at_least, "at most": self.at_most}
         wanted = " and ".join(f"{name} {bound}" for name, bound in bounds.items() if bound is not None)
-        return f"{self.by} runs from {scored.min()} to {scored.max()}, wanted was {wanted}"
+        return f"{self.by} runs from {scored.min()!r} to {scored.max()!r}, wanted was {wanted}"

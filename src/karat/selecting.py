@@ -1,4 +1,4 @@
-"""Selections from Python: `select` decides, `ranked` keeps the rank as well, `weigh` puts weights on a pool."""
+"""Selections from Python: `select` decides, `ranked` adds the rank, `weigh` gives a pool its weights."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def weigh(
         raise DataError("the pool already has a column 'weight'", hint="rename or drop it first")
     for name in ("id", "weight"):
         if name not in chosen.columns:
-            raise SelectionError(f"there is no column {name!r} in the selection", hint="use what select returns")
+            raise SelectionError(
+                f"there is no column {name!r} in the selection", hint="use what select returns"
+            )
     known = chosen.select(_ids(chosen["id"], "the selection"), pl.col("weight").cast(pl.Float64))
     ids = _pool_ids(pool, names, layout, columns)
     found = ids.to_frame().join(known, on="id", how="left", maintain_order="left")
@@ -76,7 +78,8 @@ def weigh(
             f"{len(lost)} of {len(ids)} rows of the pool are not in the selection, the first is {lost[0]!r}",
             hint="weigh the pool that was scored",
         )
-    return _with_weights(pool, found["weight"], drop)
+    weighed: Pool = _with_weights(pool, found["weight"], drop)
+    return weighed
 
 
 def as_polars(table: Any, columns: list[str]) -> pl.DataFrame:
@@ -113,7 +116,9 @@ def _names(table: Any) -> list[str]:
     library = _library(table)
     if isinstance(table, pl.LazyFrame):
         return table.collect_schema().names()
-    return [str(name) for name in (table.column_names if library in ("pyarrow", "datasets") else table.columns)]
+    return [
+        str(name) for name in (table.column_names if library in ("pyarrow", "datasets") else table.columns)
+    ]
 
 
 def _ids(ids: pl.Series, where: str) -> pl.Series:
@@ -169,7 +174,7 @@ def _checked(selector: Selector, table: pl.DataFrame, result: pl.DataFrame) -> p
         problem = "it did not return each id once, in the order given"
     else:
         try:
-            result = result.select(_RESULT).cast(_RESULT)  # type: ignore[arg-type]
+            result = result.select(list(_RESULT)).cast(_RESULT)  # type: ignore[arg-type]
         except pl.exceptions.PolarsError as error:
             problem = str(error)
         else:

@@ -24,6 +24,7 @@ from karat.reweight.select.limits import (
     amounts,
     check_available,
     check_limits,
+    check_names,
     limit_columns,
 )
 
@@ -90,28 +91,36 @@ class Budgeted(Selector):
 
     def check(self, rows: pl.DataFrame, lengths: pl.DataFrame | None = None) -> None:
         """Raise SelectionError for a budget, quota or floor that these rows (id, group) cannot meet."""
-        tokens = None
-        if self.counts_tokens() and lengths is not None and self.tokens in lengths.columns:
-            tokens = token_counts(lengths, self.tokens)
-        total = None if tokens is None else int(tokens.sum())
-        self.budget.check(rows.height, total)
-        if self.budget.unit == "tokens":
-            if total is None or tokens is None:
-                return
-            limit = self.budget.limit(rows.height, total)
-            least = int(tokens.min())  # type: ignore[arg-type]
-            if least > limit:
-                raise SelectionError(
-                    f"a budget of {self.budget} keeps nothing: the shortest row has {least} tokens"
-                )
+        table = rows.select()
         if self.grouped() and self.group_by in rows.columns:
             table = pl.DataFrame({"group": group_names(rows, self.group_by)})
-            limit = self.budget.limit(rows.height, total)
+            self._check_names(table["group"])
+        total = least = None
+        if self.counts_tokens() and lengths is not None and self.tokens in lengths.columns:
+            tokens = token_counts(lengths, self.tokens)
+            total, least = int(tokens.sum()), tokens.min()
+            if table.width:
+                table = table.with_columns(tokens.alias("tokens"))
+        self.budget.check(rows.height, total)
+        if self.budget.unit == "tokens" and total is None:
+            return
+        limit = self.budget.limit(rows.height, total)
+        if self.budget.unit == "tokens" and isinstance(least, int) and least > limit:
+            raise SelectionError(
+                f"a budget of {self.budget} keeps nothing: the shortest row has {least} tokens"
+            )
+        if table.width:
             _, floors, _ = self._limits(table["group"], limit)
-            check_available(floors, table if tokens is None else table.with_columns(tokens.alias("tokens")))
+            check_available(floors, table)
+
+    def _check_names(self, group: pl.Series) -> list[str]:
+        groups: list[str] = group.unique().sort().to_list()
+        check_names("quota", self.quota, groups)
+        check_names("floor", self.floor, groups)
+        return groups
 
     def _limits(self, group: pl.Series, limit: int) -> tuple[Amounts, Amounts, list[str]]:
-        groups: list[str] = group.unique().sort().to_list()
+        groups = self._check_names(group)
         unit = self.budget.unit
         for which, given in (("quota", self.quota), ("floor", self.floor)):
             budgets = [] if given is None else [given] if isinstance(given, Budget) else given.values()

@@ -20,16 +20,11 @@ def amounts(
 ) -> Amounts:
     """Group -> (unit, amount); a percentage is of the budget, in the budget's unit, rounded down.
 
-    Raises SelectionError for a group that is not in the pool and for a share that rounds to nothing.
+    Raises SelectionError for a share that rounds down to nothing.
     """
     if given is None:
         return {}
     named: dict[str, Budget] = {OTHERS: given} if isinstance(given, Budget) else given
-    for name in named:
-        if name != OTHERS and name not in groups:
-            raise SelectionError(
-                f"{which} of group {name!r}: no row has this group", hint=closest(name, groups)
-            )
     found: Amounts = {}
     for group in groups:
         budget = named.get(group, named.get(OTHERS))
@@ -46,6 +41,13 @@ def amounts(
             )
         found[group] = (unit, amount)
     return found
+
+
+def check_names(which: Literal["quota", "floor"], given: PerGroup | None, groups: list[str]) -> None:
+    """Raise SelectionError for a named group that no row has."""
+    for name in [] if given is None or isinstance(given, Budget) else given:
+        if name != OTHERS and name not in groups:
+            raise SelectionError(f"{which} of group {name!r}: no row has it", hint=closest(name, groups))
 
 
 def check_limits(quotas: Amounts, floors: Amounts, limit: int, unit: Unit) -> None:

@@ -160,7 +160,7 @@ def _with_weights(pool: Any, weights: pl.Series, drop: bool) -> Any:
     if _library(pool) == "pyarrow":
         result = pool.append_column("weight", weights.to_arrow())
         return result.filter(kept.to_arrow()) if drop else result
-    result = pool.add_column("weight", weights.to_list())
+    result = pool.add_column("weight", weights.to_numpy())
     return result.select(kept.arg_true().to_list()) if drop else result
 
 

@@ -9,10 +9,11 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
 from karat.errors import SelectionError
 from karat.reweight.select.budget import Budget
 from karat.reweight.select.top_k import TopK
-from pydantic import BaseModel, ValidationError
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,8 @@ def test_accepted_forms(written: int | str, shown: str, limit: int) -> None:
         ("1.5", "whole number"), (0.1, "a share is written 10%"), ("0.0015k tokens", "whole number"),
         (True, "cannot be"), (None, "cannot be"), ([1], "cannot be"), ("", "cannot read"),
         ("ten", "cannot read"), ("1,000", "cannot read"), ("1__0", "cannot read"), ("1e3", "cannot read"),
-        ("10% rows", "bare"), ("5 documents", "cannot read"), ("٣", "cannot read"), ("9" * 5000, "cannot read"),
+        ("10% rows", "bare"), ("5 documents", "cannot read"), ("٣", "cannot read"),
+        ("9" * 5000, "cannot read"),
     ],
 )  # fmt: skip
 def test_refused_with_the_reason(written: object, why: str) -> None:

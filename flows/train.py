@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from karat.trainers.compare import compare
+from karat.trainers.settings import TrainSettings
+from karat.trainers.train import ArmResult, train_arm
 from prefect import task
 
 from karat.code_digest import code_digest
@@ -18,9 +21,6 @@ from karat.progress import current
 from karat.record import Record
 from karat.reweight.select.matched import matched_control
 from karat.store import DIGEST, Store, frame_digest, key_of, write_json, write_parquet
-from karat.trainers.compare import compare
-from karat.trainers.settings import TrainSettings
-from karat.trainers.train import ArmResult, train_arm
 
 LABELS = {
     "selection": "selection",
@@ -139,4 +139,3 @@ def summary(settings: TrainSettings, done: list[tuple[Arm, ArmResult]]) -> dict[
         ],
         "comparisons": comparisons,
     }
-

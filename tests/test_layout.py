@@ -68,7 +68,10 @@ def imported(folder: Path) -> dict[Path, set[str]]:
     [
         ("scorers", {"prefect", "karat.flows", "karat.trainers", "karat.reweight"}),
         ("trainers", {"prefect", "karat.flows"}),
-        ("reweight", {"prefect", "transformers", "datasets", "karat.flows", "karat.trainers", "karat.scorers"}),
+        (
+            "reweight",
+            {"prefect", "transformers", "datasets", "karat.flows", "karat.trainers", "karat.scorers"},
+        ),
         ("src/karat", {"prefect"}),
     ],
 )

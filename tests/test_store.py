@@ -7,7 +7,16 @@ import polars as pl
 import pytest
 
 from karat.errors import StoreError
-from karat.store import DIGEST, Store, check_writable, frame_digest, read_json, replacing, write_json, write_parquet
+from karat.store import (
+    DIGEST,
+    Store,
+    check_writable,
+    frame_digest,
+    read_json,
+    replacing,
+    write_json,
+    write_parquet,
+)
 
 SCHEMA: dict[str, pl.DataType] = {"s.x": pl.Float64(), "s.status": pl.String()}
 

@@ -1,4 +1,4 @@
-"""Scores through the store: find what is missing, cut it into chunks, score a chunk file into a score table."""
+"""Scores through the store: find what is missing, cut it into chunks, score a chunk file into a table."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ def detect_format(path: Path) -> Format:
         if head.startswith(magic):
             return found  # type: ignore[return-value]
     raise DataError(
-        "cannot tell its format", where=str(path), hint=f"set `format:` to {', '.join(sorted(set(SUFFIXES.values())))}"
+        "cannot tell its format",
+        where=str(path),
+        hint=f"set `format:` to {', '.join(sorted(set(SUFFIXES.values())))}",
     )
 
 

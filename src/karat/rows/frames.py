@@ -37,14 +37,17 @@ def _polars(frame: Any) -> pl.DataFrame:
         from karat.rows.tables import dataset_frame
 
         if not hasattr(frame, "__len__") or hasattr(frame, "keys"):
-            raise DataError(f"{type(frame).__name__} cannot be read at once", hint="pass one split, not streaming")
+            raise DataError(
+                f"{type(frame).__name__} cannot be read at once", hint="pass one split, not streaming"
+            )
         return dataset_frame(frame)
     if module == "pandas":
         return pl.from_pandas(frame)
     if module == "pyarrow":
         return pl.DataFrame(pl.from_arrow(frame))
     raise DataError(
-        f"cannot take rows from {type(frame).__name__}", hint="polars or pandas frame, datasets.Dataset, pyarrow table"
+        f"cannot take rows from {type(frame).__name__}",
+        hint="polars or pandas frame, datasets.Dataset, pyarrow table",
     )
 
 
@@ -66,7 +69,9 @@ def to_rows(loaded: Loaded, options: RowOptions) -> Rows:
 def _own_ids(loaded: Loaded, name: str) -> pl.Series:
     _present(loaded, name, "id")
     column = loaded.frame[name]
-    if not (column.dtype == pl.String or column.dtype.is_integer() or column.dtype in (pl.Categorical, pl.Enum)):
+    if not (
+        column.dtype == pl.String or column.dtype.is_integer() or column.dtype in (pl.Categorical, pl.Enum)
+    ):
         raise DataError(f"ids must be text or whole numbers, not {column.dtype}", where=f"column {name!r}")
     ids = column.cast(pl.String)
     missing = (ids.is_null() | (ids == "").fill_null(True)).arg_true()
@@ -88,7 +93,9 @@ def _groups(loaded: Loaded, name: str | None) -> pl.Series:
 def _present(loaded: Loaded, name: str, what: str) -> None:
     if name not in loaded.frame.columns:
         raise DataError(
-            f"has no column {name!r} for {what}", where=loaded.source, hint=closest(name, loaded.frame.columns)
+            f"has no column {name!r} for {what}",
+            where=loaded.source,
+            hint=closest(name, loaded.frame.columns),
         )
 
 

@@ -19,7 +19,14 @@ import zstandard
 from karat.errors import DataError
 from karat.rows.loaded import Loaded
 
-KINDS = {str: "text", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
+KINDS = {
+    str: "text",
+    bool: "true/false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
 _INT64 = 2**63
 
 
@@ -46,7 +53,9 @@ def read_json_lines(path: Path, *, skip: bool, array: bool = False) -> Loaded:
     for line, found in _objects(path, array):
         if isinstance(found, str):
             if not skip:
-                raise DataError(found, where=f"{path}, row {line:,}", hint="`on_bad_row: skip` leaves such rows out")
+                raise DataError(
+                    found, where=f"{path}, row {line:,}", hint="`on_bad_row: skip` leaves such rows out"
+                )
             skipped[found.partition(":")[0]] += 1
         else:
             rows.append(found)
@@ -68,7 +77,9 @@ def _objects(path: Path, array: bool) -> Iterator[tuple[int, dict[str, Any] | st
                 if content.strip():
                     yield number, _object(content)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(f"the compressed data breaks off after row {number:,}: {error}", where=str(path)) from None
+        raise DataError(
+            f"the compressed data breaks off after row {number:,}: {error}", where=str(path)
+        ) from None
 
 
 def _array(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
@@ -82,7 +93,9 @@ def _array(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     except (EOFError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"the compressed data breaks off: {error}", where=str(path)) from None
     if not isinstance(items, list):
-        raise DataError("must be a list of objects", where=str(path), hint="one object per line is `format: jsonl`")
+        raise DataError(
+            "must be a list of objects", where=str(path), hint="one object per line is `format: jsonl`"
+        )
     for number, item in enumerate(items, 1):
         yield number, _checked(item, surrogates=True)
 

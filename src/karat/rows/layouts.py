@@ -44,9 +44,13 @@ def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
         return found[0]
     saw = f"the columns are {', '.join(map(repr, frame.columns))}"
     if found:
-        raise DataError(f"could be {' or '.join(found)}; {saw}", where=source, hint=f"set `layout: {found[0]}`")
+        raise DataError(
+            f"could be {' or '.join(found)}; {saw}", where=source, hint=f"set `layout: {found[0]}`"
+        )
     raise DataError(
-        f"no layout fits; {saw}", where=source, hint="name the text: `columns: {text: ...}` or {prompt: ..., response: ...}"
+        f"no layout fits; {saw}",
+        where=source,
+        hint="name the text: `columns: {text: ...}` or {prompt: ..., response: ...}",
     )
 
 
@@ -97,7 +101,8 @@ def as_text(loaded: Loaded, name: str) -> pl.Series:
         value = repr(column[row])
         shown = value if len(value) < 60 else value[:57] + "..."
         raise DataError(
-            f"holds {column.dtype} where text is expected, e.g. {shown}", where=f"{loaded.place(row)}, column {name!r}"
+            f"holds {column.dtype} where text is expected, e.g. {shown}",
+            where=f"{loaded.place(row)}, column {name!r}",
         )
     return column
 

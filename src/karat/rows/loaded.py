@@ -47,7 +47,9 @@ def stack(parts: list[Loaded]) -> Loaded:
             continue
         frames.append((part, part.frame))
         lines = (
-            part.places["line"] if part.places is not None else pl.int_range(1, part.frame.height + 1, eager=True)
+            part.places["line"]
+            if part.places is not None
+            else pl.int_range(1, part.frame.height + 1, eager=True)
         )
         files = pl.Series("file", [number], dtype=pl.Int32).new_from_index(0, part.frame.height)
         places.append(pl.DataFrame({"file": files, "line": lines.cast(pl.Int64)}))
@@ -60,7 +62,9 @@ def stack(parts: list[Loaded]) -> Loaded:
     for part, frame in frames[1:]:
         _same_columns(lead, reference, part, frame)
     try:
-        whole = pl.concat([f.select(reference.columns) for _, f in frames], how="vertical_relaxed", rechunk=True)
+        whole = pl.concat(
+            [f.select(reference.columns) for _, f in frames], how="vertical_relaxed", rechunk=True
+        )
     except (pl.exceptions.SchemaError, pl.exceptions.InvalidOperationError) as error:
         raise DataError(f"the files' columns have different types: {error}", where=source) from None
     return Loaded(whole, source, [p.source for p in parts], pl.concat(places), skipped)
@@ -76,10 +80,14 @@ def _same_columns(lead: Loaded, one: pl.DataFrame, part: Loaded, other: pl.DataF
             f"{' and '.join(said)}; its columns differ from those of {lead.source}", where=part.source
         )
     for name in one.columns:
-        if {one[name].dtype == pl.String, other[name].dtype == pl.String} == {True, False} and pl.Null not in (
+        if {one[name].dtype == pl.String, other[name].dtype == pl.String} == {
+            True,
+            False,
+        } and pl.Null not in (
             one[name].dtype,
             other[name].dtype,
         ):
             raise DataError(
-                f"column {name!r} is {other[name].dtype}, but {one[name].dtype} in {lead.source}", where=part.source
+                f"column {name!r} is {other[name].dtype}, but {one[name].dtype} in {lead.source}",
+                where=part.source,
             )

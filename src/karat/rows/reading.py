@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 from karat.errors import DataError
 from karat.rows.files import find_files, read_files
 from karat.rows.frames import to_rows
@@ -74,5 +73,3 @@ def _hub_commit(spec: HubData) -> str:
     except HfHubHTTPError as error:
         hint = "check the name, the revision and your access"
         raise DataError(str(error).strip().partition("\n")[0], where=f"hub:{spec.name}", hint=hint) from None
-
-

@@ -70,7 +70,9 @@ def _kind(value: Any) -> str:
 
 
 DataSpec = Annotated[
-    Annotated[FileData, Tag("file")] | Annotated[HubData, Tag("hub")] | Annotated[HarvestData, Tag("harvest")],
+    Annotated[FileData, Tag("file")]
+    | Annotated[HubData, Tag("hub")]
+    | Annotated[HarvestData, Tag("harvest")],
     Discriminator(_kind),
 ]
 

@@ -54,7 +54,9 @@ def read_csv(path: Path, *, skip: bool, separator: str) -> Loaded:
             raise DataError(f"is not CSV: {error}", where=str(path)) from None
     if bad and not skip:
         line, problem = bad[0]
-        raise DataError(problem, where=f"{path}, row {line:,}", hint="`on_bad_row: skip` leaves such rows out")
+        raise DataError(
+            problem, where=f"{path}, row {line:,}", hint="`on_bad_row: skip` leaves such rows out"
+        )
     if not rows:
         return Loaded(pl.DataFrame(), str(path))
     header, *body = rows
@@ -62,7 +64,9 @@ def read_csv(path: Path, *, skip: bool, separator: str) -> Loaded:
     if len(set(names)) < len(names) or "" in names:
         raise DataError("the header has an empty or repeated column name", where=f"{path}, row 1")
     values = list(zip(*body, strict=True)) if body else [()] * len(names)
-    frame = pl.DataFrame([_typed(pl.Series(n, v, dtype=pl.String)) for n, v in zip(names, values, strict=True)])
+    frame = pl.DataFrame(
+        [_typed(pl.Series(n, v, dtype=pl.String)) for n, v in zip(names, values, strict=True)]
+    )
     places = pl.DataFrame({"file": pl.Series([0] * len(body), dtype=pl.Int32), "line": lines[1:]})
     loaded = Loaded(frame, str(path), [str(path)], places)
     if bad:
@@ -70,7 +74,9 @@ def read_csv(path: Path, *, skip: bool, separator: str) -> Loaded:
     return loaded
 
 
-def _csv_rows(text: io.TextIOWrapper, separator: str) -> tuple[list[list[str]], list[int], list[tuple[int, str]]]:
+def _csv_rows(
+    text: io.TextIOWrapper, separator: str
+) -> tuple[list[list[str]], list[int], list[tuple[int, str]]]:
     limit = csv.field_size_limit(sys.maxsize)
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -113,7 +119,9 @@ def read_saved(path: Path, split: str | None) -> Loaded:
         if split is None and len(found) == 1:
             split = next(iter(found))
         if split not in found:
-            raise DataError(f"has the splits {', '.join(found)}", where=str(path), hint="name one: `split: …`")
+            raise DataError(
+                f"has the splits {', '.join(found)}", where=str(path), hint="name one: `split: …`"
+            )
         found = found[split]
     return Loaded(dataset_frame(found), str(path))
 

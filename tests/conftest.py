@@ -1,4 +1,4 @@
-"""Settings of all tests: hypothesis without deadlines (no timed assertion), offline libraries, quiet Prefect."""
+"""Settings of all tests: hypothesis without deadlines (no timed assertion), libraries offline."""
 
 from __future__ import annotations
 

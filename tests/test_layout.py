@@ -1,4 +1,4 @@
-"""The folders are the architecture: one import package, each module under one name, all of it in the wheel."""
+"""The folders are the architecture: one import package, one name for each module, all in the wheel."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _schema(scorer: Scorer) -> dict[str, pl.DataType]:
 
 
 def score_table(view: pl.DataFrame, works: list[Pending], store: Store) -> pl.DataFrame:
-    """`id`, the score columns of every scorer, the status columns that say anything and `group`, in pool order."""
+    """`id`, the score columns of every scorer, statuses that say anything and `group`, in pool order."""
     table = view.select("id", DIGEST, "group")
     statuses = []
     for work in works:

@@ -96,7 +96,7 @@ def _scalar(node: yaml.Node) -> Any:
 
 
 def override(document: Document, assignments: list[str]) -> Document:
-    """The document with `key.path=value` settings applied; values are YAML (`select.budget=5%`, `train=null`)."""
+    """The document with `key.path=value` settings applied; values are YAML (`select.budget=5%`)."""
     data, lines = _copy(document.data), dict(document.lines)
     for assignment in assignments:
         path, sign, raw = assignment.partition("=")

@@ -66,11 +66,8 @@ def plan_command(file: Path, overrides: list[str]) -> None:
         out.print("nothing to compute: the run is complete and unchanged")
         return
     out.print(table)
-    out.print(
-        Text(
-            f"in all about {duration(sum(step.seconds or 0 for step in steps))}; scores judged by a sample of {SAMPLE} rows"
-        )
-    )
+    total = duration(sum(step.seconds or 0 for step in steps))
+    out.print(Text(f"in all about {total}; scoring is judged by a sample of {SAMPLE} rows"))
     out.print(Text(f"next: karat run {file}"))
 
 

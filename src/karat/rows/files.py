@@ -26,7 +26,7 @@ _PACKED = (".gz", ".zst")
 
 
 def find_files(spec: FileData) -> list[Path]:
-    """Files and folders that the setting means, globs in sorted order; raises DataError for what is not there."""
+    """Files and folders that the setting means, globs sorted; raises DataError for what is not there."""
     found: list[Path] = []
     for pattern in [spec.path] if isinstance(spec.path, str) else spec.path:
         path = Path(pattern).expanduser()

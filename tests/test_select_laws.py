@@ -73,7 +73,7 @@ def kept(result: pl.DataFrame) -> set[str]:
 
 
 @EVERY
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(scores=tables())
 def test_the_contract(part: Selector, scores: pl.DataFrame) -> None:
     before = scores.clone()
@@ -95,11 +95,9 @@ def test_the_contract(part: Selector, scores: pl.DataFrame) -> None:
 
 
 @EVERY
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(scores=tables(), order=st.randoms(use_true_random=False))
-def test_the_order_of_the_rows_changes_nothing(
-    part: Selector, scores: pl.DataFrame, order: random.Random
-) -> None:
+def test_the_order_of_the_rows_changes_nothing(part: Selector, scores: pl.DataFrame, order: Any) -> None:
     shuffle = list(range(scores.height))
     order.shuffle(shuffle)
     result = selected(part, scores)
@@ -118,7 +116,7 @@ def test_the_order_of_the_rows_changes_nothing(
     ],
     ids=["top_k", "gumbel", "random", "quota", "floor"],
 )
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(scores=tables())
 def test_budgets_nest_and_are_never_exceeded(part: Any, unit: str, scores: pl.DataFrame) -> None:
     total = scores.height if unit == "rows" else scores["length.tokens"].sum()
@@ -138,7 +136,7 @@ def test_budgets_nest_and_are_never_exceeded(part: Any, unit: str, scores: pl.Da
 
 
 @pytest.mark.parametrize("kind", ["top_k", "random", "gumbel_top_k"])
-@settings(max_examples=80)
+@settings(max_examples=80, deadline=None)
 @given(scores=tables(), data=st.data())
 def test_quotas_and_floors_hold(kind: str, scores: pl.DataFrame, data: Any) -> None:
     budget_in, quota_in, floor_in = (data.draw(st.sampled_from(["rows", "tokens"])) for _ in range(3))
@@ -161,7 +159,7 @@ def test_quotas_and_floors_hold(kind: str, scores: pl.DataFrame, data: Any) -> N
 
 
 @pytest.mark.parametrize("part", [Random(budget=1, seed=4), GumbelTopK(by="x", budget=1, seed=4)])
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(scores=tables())
 def test_a_shard_keeps_the_order_of_the_whole(part: Any, scores: pl.DataFrame) -> None:
     whole = selected(part, scores).drop_nulls("rank").sort("rank")["id"].to_list()

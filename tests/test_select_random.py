@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare, kstest
 
@@ -64,7 +64,7 @@ def orders_by_plackett_luce(
 ) -> dict[tuple[str, ...], float]:
     weight = {id_: math.exp(score / temperature) for id_, score in scores.items()}
     found = {}
-    for order in itertools.permutations(scores, k):
+    for order in itertools.permutations(scores):
         left, chance = dict(weight), 1.0
         for id_ in order:
             chance *= left[id_] / sum(left.values())
@@ -83,7 +83,7 @@ def test_gumbel_draws_follow_plackett_luce() -> None:
     for seed in range(40):  # the selector ranks by these very keys
         result = GumbelTopK(by="x", budget=2, temperature=temperature, seed=seed).select(table)
         assert result.sort("rank")["id"].to_list() == [[*scores][i] for i in np.argsort(-keys[seed])]
-    exact = orders_by_plackett_luce(scores, temperature, 4)
+    exact = plackett_luce(scores, temperature)
     seen = dict.fromkeys(exact, 0)
     for row in np.argsort(-keys, axis=1):
         seen[tuple([*scores][i] for i in row)] += 1
@@ -117,11 +117,11 @@ def test_an_infinite_score_is_no_log_weight() -> None:
 def test_random_is_uniform() -> None:
     table = pl.DataFrame({"id": ["a", "b", "c", "d"]})
     counts = np.zeros(4)
-    for seed in range(1500):
+    for seed in range(600):
         counts += Random(budget=2, seed=seed).select(table)["weight"].to_numpy()
-    assert counts.sum() == 3000
+    assert counts.sum() == 1200
     # Two of four without replacement: variances are a third below those of independent draws.
-    assert ((counts - 750) ** 2 / 375).sum() < chi2.ppf(0.999, 3)
+    assert ((counts - 300) ** 2 / 150).sum() < chi2.ppf(0.999, 3)
 
 
 def corpus(n: int = 3000, seed: int = 0) -> pl.DataFrame:
@@ -220,6 +220,7 @@ def test_closest_draw_by_hand(costs: list[int], amount: int, expected: list[int]
     assert closest_draw(np.array(costs, dtype=np.int64), amount).tolist() == [bool(e) for e in expected]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 300))
 def test_closest_draw_is_first_fit_with_a_better_last_row(costs: list[int], amount: int) -> None:
     left, taken = amount, []

@@ -15,7 +15,6 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from karat.config import Config, Loaded, load_config
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
-from karat.flows.tasks import run_one
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, gather, run_key
 from karat.progress import current
@@ -52,7 +51,7 @@ def pipeline(loaded: Loaded) -> dict[str, Any]:
     training = train_stage(config, inputs, selection, store, record) if config.train is not None else None
     done = _finish(config, inputs, selection, training, record)
     with record.stage("report"):
-        run_one(write_report, "report", config.out, inputs.view.select("id", "text", "group"))
+        write_report(config.out, inputs.view.select("id", "text", "group"))
     return done
 
 

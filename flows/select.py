@@ -6,7 +6,6 @@ import polars as pl
 
 from karat.config import Config
 from karat.export import exported, write_dataset
-from karat.flows.tasks import run_one
 from karat.inputs import Inputs
 from karat.progress import current
 from karat.record import Record
@@ -17,8 +16,10 @@ from karat.store import write_parquet
 def select_stage(config: Config, table: pl.DataFrame, record: Record) -> pl.DataFrame:
     """Write selection.parquet: id, weight, reason, rank, every score; one row for each row of the pool."""
     with record.stage("select") as timing:
-        decided = run_one(ranked, "select", config.select, table)
-        selection = pl.concat([decided.select("id", "weight", "reason", "rank"), table.drop("id")], how="horizontal")
+        decided = ranked(config.select, table)
+        selection = pl.concat(
+            [decided.select("id", "weight", "reason", "rank"), table.drop("id")], how="horizontal"
+        )
         if selection["group"].null_count() == selection.height:
             selection = selection.drop("group")
         write_parquet(selection, config.out / "selection.parquet")
@@ -34,6 +35,6 @@ def export_stage(config: Config, inputs: Inputs, selection: pl.DataFrame, record
         original = inputs.pool.original()
         id_column = config.data.columns.id or ("id" if "id" in original.columns else None)
         frame = exported(original, selection, id_column)
-        files = run_one(write_dataset, "export", frame, config.out / "dataset", config.export.shard_rows)
+        files = write_dataset(frame, config.out / "dataset", config.export.shard_rows)
         timing.note = f"{frame.height:,} rows in {len(files)} files"
         current().finish("export", timing.note)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -27,7 +27,7 @@ def run_chunks(chunks: Sequence[Chunk], stage: str) -> int:
     """Map the chunks over the flow's task runner, with progress in rows; returns the rows scored."""
     total = sum(chunk.count for chunk in chunks)
     current().start(stage, total, "rows")
-    futures = [score_chunk_task.submit(chunk, os.path.basename(chunk.result)[:8]) for chunk in chunks]  # noqa: PTH119
+    futures = [score_chunk_task.submit(chunk, Path(chunk.result).stem[:8]) for chunk in chunks]
     return _collect(futures, stage)
 
 
@@ -37,8 +37,3 @@ def _collect(futures: list[Any], stage: str) -> int:
         done += future.result()
         current().advance(stage, done)
     return done
-
-
-def run_one(function: Callable[..., Any], name: str, *arguments: Any) -> Any:
-    """One call as a task of the current flow, so that it shows up in Prefect with its own state and time."""
-    return task(function, name=name, **plain)(*arguments)  # type: ignore[call-overload]

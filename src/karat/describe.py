@@ -58,7 +58,9 @@ def find(name: str) -> type[Part]:
 
 def contract_of(part: type[Part]) -> str:
     """`scorer`, `selector` or `reweighter`."""
-    return next(title for title, contract in CONTRACTS.items() if issubclass(part, contract)).removesuffix("s")
+    return next(title for title, contract in CONTRACTS.items() if issubclass(part, contract)).removesuffix(
+        "s"
+    )
 
 
 def settings_of(model: type[BaseModel]) -> list[Setting]:

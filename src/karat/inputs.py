@@ -70,7 +70,9 @@ def _warnings(view: pl.DataFrame, reference: pl.DataFrame | None, heldout: pl.Da
     if heldout is not None:
         copies = view.filter(pl.col(DIGEST).is_in(heldout[DIGEST].implode())).height
         if copies:
-            found.append(f"{copies:,} rows of the pool are exact copies of held-out rows: the evaluation is too kind")
+            found.append(
+                f"{copies:,} rows of the pool are exact copies of held-out rows: the evaluation is too kind"
+            )
     if heldout is not None and reference is not None:
         both = reference.filter(pl.col(DIGEST).is_in(heldout[DIGEST].implode())).height
         if both:
@@ -89,7 +91,9 @@ def check(loaded: Loaded, inputs: Inputs) -> None:
         key = next((name for name in type(selector).model_fields if getattr(selector, name) == column), None)
         loc = ("select", key) if key in loaded.document.data["select"] else ("select",)
         if column == "group":
-            raise loaded.error(loc, "needs a group for every row", "name a column: `data: {columns: {group: ...}}`")
+            raise loaded.error(
+                loc, "needs a group for every row", "name a column: `data: {columns: {group: ...}}`"
+            )
         if column.startswith("length."):
             raise loaded.error(loc, f"needs the column {column}", "add `- kind: length` to `scorers`")
         raise loaded.error(loc, f"no scorer writes the column {column!r}", closest(column, known))

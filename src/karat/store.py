@@ -117,7 +117,9 @@ class Store:
         tables, damaged = [pl.DataFrame(schema=full)], 0
         for path in sorted(self.scores(key).glob("*.parquet")):
             try:
-                tables.append(pl.read_parquet(path, glob=False).select(pl.col(c).cast(t) for c, t in full.items()))
+                tables.append(
+                    pl.read_parquet(path, glob=False).select(pl.col(c).cast(t) for c, t in full.items())
+                )
             except (pl.exceptions.PolarsError, OSError):
                 path.unlink(missing_ok=True)
                 damaged += 1
@@ -125,7 +127,8 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what killed processes left half written."""
-        sweep(self.root)
+        for folder in (self.root, *self.root.glob("*/"), *self.root.glob("*/*/")):
+            sweep(folder)
         work = self.root / "work"
         for folder in work.iterdir() if work.is_dir() else ():
             if not _alive(folder.name):
@@ -134,7 +137,7 @@ class Store:
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files and folders of processes that are gone."""
-    for path in list(folder.rglob(".*.tmp")) if folder.is_dir() else ():
+    for path in list(folder.glob(".*.tmp")):
         if _alive(path.name.split(".")[-2]):
             continue
         if path.is_dir():

@@ -12,6 +12,7 @@ import yaml
 from karat.errors import ConfigError
 
 Loc = tuple[Hashable, ...]
+_PLAIN = {"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def parse_yaml(text: str, name: str) -> Document:
 
 def _build(node: yaml.Node, loc: Loc, lines: dict[Loc, int], name: str) -> Any:
     lines.setdefault(loc, node.start_mark.line + 1)
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN:
+        raise ConfigError(f"the tag {node.tag} is not allowed", where=f"{name}:{node.start_mark.line + 1}")
     if isinstance(node, yaml.SequenceNode):
         return [_build(item, (*loc, i), lines, name) for i, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):

@@ -1,0 +1,124 @@
+"""`karat plan`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from karat.chunked import Pending, pending
+from karat.cli.live import live
+from karat.config import Config, Loaded, load_config
+from karat.inputs import Inputs, gather, run_key
+from karat.progress import duration
+from karat.record import complete
+from karat.scoring import score_chunk
+from karat.store import DIGEST, Store, check_writable, read_json
+
+SAMPLE = 24
+TINY_SECONDS_PER_STEP = 0.1
+"""On two cores; replaced by measurements after the first run."""
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the plan."""
+
+    name: str
+    to_do: str
+    seconds: float | None
+
+
+def plan_command(file: Path, overrides: list[str]) -> None:
+    """Print the plan; rows are read (and kept in the store), nothing is computed but a small timed sample."""
+    loaded = load_config(file, overrides)
+    config = loaded.config
+    check_writable(config.out)
+    check_writable(config.store)
+    with live(err):
+        inputs = gather(loaded, Store(config.store))
+    done = complete(config.out, run_key(config)) is not None
+    steps = [] if done else list(plan(loaded, inputs))
+    table = Table(box=None)
+    for title in ("stage", "to do", "about"):
+        table.add_column(title)
+    for step in steps:
+        shown = "" if step.seconds is None else duration(step.seconds)
+        table.add_row(Text(step.name, style="cyan"), Text(step.to_do), Text(shown))
+    sizes = f"{inputs.view.height:,} rows"
+    if inputs.reference is not None:
+        sizes += f", {inputs.reference.height:,} reference rows"
+    if inputs.heldout is not None:
+        sizes += f", {inputs.heldout.height:,} held-out rows"
+    out.print(Text(f"{config.name}: {sizes} → {config.out}"))
+    for reason, count in inputs.skipped().items():
+        out.print(Text(f"{count:,} rows skipped: {reason}"))
+    for warning in inputs.warnings:
+        out.print(Text(f"note: {warning}"))
+    if done:
+        out.print("nothing to compute: the run is complete and unchanged")
+        return
+    out.print(table)
+    out.print(
+        Text(
+            f"in all about {duration(sum(step.seconds or 0 for step in steps))}; scores judged by a sample of {SAMPLE} rows"
+        )
+    )
+    out.print(Text(f"next: karat run {file}"))
+
+
+def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
+    """What each stage has to do."""
+    config = loaded.config
+    store = Store(config.store)
+    steps = []
+    for scorer in config.scorers:
+        work = pending(scorer, inputs.view, inputs.reference, store)
+        seconds = _estimate(work, inputs.reference) if work.missing.height else 0.0
+        note = f"{work.missing.height:,} rows to score, {work.known:,} in the store"
+        steps.append(Step(f"score {scorer.kind}", note, seconds))
+    steps.append(Step("select", f"{config.select}", 0.1))
+    steps.append(Step("export", "dataset/, selection.parquet", 0.5))
+    if config.train is not None:
+        steps.extend(_training(config, store))
+    steps.append(Step("report", "report.html", 2.0))
+    return steps
+
+
+def _estimate(work: Pending, reference: pl.DataFrame | None) -> float:
+    from karat.scoring import default_workers
+
+    sample = work.missing.sample(min(SAMPLE, work.missing.height), seed=0).drop(DIGEST)
+    prepared = work.scorer.prepare(reference.drop(DIGEST) if reference is not None else None)
+    score_chunk(work.scorer, sample.head(1), prepared)
+    began = time.perf_counter()
+    score_chunk(work.scorer, sample, prepared)
+    each = (time.perf_counter() - began) / sample.height
+    return each * work.missing.height / default_workers()
+
+
+def _training(config: Config, store: Store) -> list[Step]:
+    settings = config.train
+    arms = 1 + len(settings.controls)
+    models = arms * len(settings.seeds)
+    rate = _seconds_per_step(settings.model, store)
+    note = f"{models} models ({arms} arms × {len(settings.seeds)} seeds), {settings.steps} steps each"
+    if rate is None:
+        return [Step("train", f"{note}; no earlier run to judge the time from", None)]
+    return [Step("train", note, rate * settings.steps * models)]
+
+
+def _seconds_per_step(model: str, store: Store) -> float | None:
+    """Median over earlier training of the same model; a fixed figure for the tiny one before that."""
+    timings = [read_json(path) for path in (store.root / "train").glob("*/timing.json")]
+    rates = sorted(t["seconds"] / max(1, t["steps"]) for t in timings if t and t["model"] == model)
+    if rates:
+        return float(rates[len(rates) // 2])
+    return TINY_SECONDS_PER_STEP if model == "tiny" else None

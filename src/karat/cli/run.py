@@ -1,0 +1,80 @@
+"""`karat run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from karat.cli.live import live
+from karat.config import load_config
+from karat.inputs import run_key
+from karat.record import complete
+
+err = Console(stderr=True, highlight=False)
+out = Console(highlight=False)
+
+
+def run_command(file: Path, overrides: list[str], *, fresh: bool, verbose: bool) -> None:
+    """Run the config; a complete run is recognised and left as it is."""
+    loaded = load_config(file, overrides)
+    done = None if fresh else complete(loaded.config.out, run_key(loaded.config))
+    if done is not None:
+        out.print(f"nothing to compute: {loaded.config.out} is complete and unchanged")
+    else:
+        # Prefect and torch take seconds to import: say something first.
+        err.print(Text(f"karat: {loaded.config.name} → {loaded.config.out}", style="bold"))
+        with live(err):
+            done = _flow(file, overrides, verbose)
+    summary(done, loaded.config.out, file)
+
+
+def _flow(file: Path, overrides: list[str], verbose: bool) -> dict[str, Any]:
+    from karat.flows.run import run
+    from karat.flows.runtime import prefect_runtime
+
+    with prefect_runtime(verbose=verbose):
+        done: dict[str, Any] = run(str(file.absolute()), overrides)
+    return done
+
+
+def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
+    """What came out, where it is and what to try next."""
+    counts = done["counts"]
+    lines = [f"kept {counts['selected']:,} of {counts['rows']:,} rows"]
+    if counts["tokens"]:
+        share = counts["tokens"]["selected"] / max(1, counts["tokens"]["pool"])
+        lines.append(f"{counts['tokens']['selected']:,} tokens, {share:.1%} of the pool")
+    lines += [f"{count:,} rows skipped: {reason}" for reason, count in counts["skipped"].items()]
+    lines += [f"{count:,} rows have no {column}" for column, count in counts["no_score"].items()]
+    lines += [f"note: {warning}" for warning in done["warnings"]]
+    for comparison in (done["training"] or {}).get("comparisons", ()):
+        lines.append(_comparison(comparison, done["training"]["unit"]))
+    for line in lines:
+        out.print(Text(line))
+    out.print()
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    for name, what in (
+        ("report.html", "open it in a browser"),
+        ("dataset/", 'datasets.load_dataset("parquet", data_files="…/dataset/*.parquet")'),
+        ("selection.parquet", "every row with weight, reason, rank and scores"),
+        ("run.json", "config, digests, versions, timings, counts, metrics"),
+    ):
+        out.print(Text(f"  {shown / name}".ljust(44), style="cyan") + Text(what, style="dim"))
+    out.print()
+    out.print(Text(f'next: karat run {file} select.budget="5%"   (scores are reused)'))
+    out.print(Text(f"      karat push {shown} user/name            (private by default)"))
+
+
+def _comparison(comparison: dict[str, Any], unit: str) -> str:
+    low, high = comparison["low"], comparison["high"]
+    told = f"no interval: {comparison['note']}"
+    if low is not None:
+        verdict = "better" if high < 0 else "worse" if low > 0 else "no clear difference, the interval holds zero"
+        told = f"{comparison['level']:.0%} interval [{low:+.3f}, {high:+.3f}], {comparison['seeds']} seeds: {verdict}"
+    return (
+        f"held-out {unit}: selection {comparison['mean_selection']:.3f}, {comparison['label']} "
+        f"{comparison['mean_against']:.3f}; difference {comparison['difference']:+.3f}, {told}"
+    )

@@ -1,0 +1,111 @@
+"""Loaded rows to `Rows`: layout, ids, duplicates; the same for frames that a program has in hand."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import polars as pl
+
+from karat.errors import DataError, closest
+from karat.rows.layouts import as_text, detect_layout, to_fields
+from karat.rows.loaded import Loaded
+from karat.rows.specs import Columns, Layout, RowOptions
+from karat.rows.view import VIEW, Rows, content_digest
+
+
+def from_frame(
+    frame: Any,
+    *,
+    layout: Layout | None = None,
+    columns: Columns | dict[str, str] | None = None,
+    on_bad_row: Literal["error", "skip"] = "error",
+    on_duplicate: Literal["error", "skip"] = "error",
+) -> Rows:
+    """Rows of a polars or pandas frame, a `datasets.Dataset` or a pyarrow table; raises DataError."""
+    named = Columns.model_validate(columns or {})
+    options = RowOptions(layout=layout, columns=named, on_bad_row=on_bad_row, on_duplicate=on_duplicate)
+    return to_rows(Loaded(_polars(frame), "the frame"), options)
+
+
+def _polars(frame: Any) -> pl.DataFrame:
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if isinstance(frame, pl.LazyFrame):
+        return frame.collect()
+    module = type(frame).__module__.partition(".")[0]
+    if module == "datasets":
+        from karat.rows.tables import dataset_frame
+
+        if not hasattr(frame, "__len__") or hasattr(frame, "keys"):
+            raise DataError(f"{type(frame).__name__} cannot be read at once", hint="pass one split, not streaming")
+        return dataset_frame(frame)
+    if module == "pandas":
+        return pl.from_pandas(frame)
+    if module == "pyarrow":
+        return pl.DataFrame(pl.from_arrow(frame))
+    raise DataError(
+        f"cannot take rows from {type(frame).__name__}", hint="polars or pandas frame, datasets.Dataset, pyarrow table"
+    )
+
+
+def to_rows(loaded: Loaded, options: RowOptions) -> Rows:
+    """Build the view and check the ids; raises DataError naming the row."""
+    layout = options.layout or detect_layout(loaded.frame, options.columns, loaded.source)
+    fields, good = to_fields(loaded, options, layout)
+    if not good.all():
+        loaded, fields = loaded.keep(good), fields.filter(good)
+    id_column = options.columns.id or ("id" if "id" in loaded.frame.columns else None)
+    ids = _own_ids(loaded, id_column) if id_column else content_digest(fields)
+    view = fields.with_columns(ids.alias("id"), _groups(loaded, options.columns.group).alias("group"))
+    view = view.select(list(VIEW))
+    loaded, view = _unique(loaded, view, options, id_column)
+    skipped = {reason: count for reason, count in sorted(loaded.skipped.items()) if count}
+    return Rows(view, loaded.frame, layout, loaded.source, id_column, skipped)
+
+
+def _own_ids(loaded: Loaded, name: str) -> pl.Series:
+    _present(loaded, name, "id")
+    column = loaded.frame[name]
+    if not (column.dtype == pl.String or column.dtype.is_integer() or column.dtype in (pl.Categorical, pl.Enum)):
+        raise DataError(f"ids must be text or whole numbers, not {column.dtype}", where=f"column {name!r}")
+    ids = column.cast(pl.String)
+    missing = (ids.is_null() | (ids == "").fill_null(True)).arg_true()
+    if len(missing):
+        raise DataError("the id is missing", where=f"{loaded.place(missing[0])}, column {name!r}")
+    return ids
+
+
+def _groups(loaded: Loaded, name: str | None) -> pl.Series:
+    if name is None:
+        return pl.Series([None], dtype=pl.String).new_from_index(0, loaded.frame.height)
+    _present(loaded, name, "group")
+    column = loaded.frame[name]
+    if column.dtype.is_nested() or column.dtype.is_float():
+        return as_text(loaded, name)
+    return column.cast(pl.String)
+
+
+def _present(loaded: Loaded, name: str, what: str) -> None:
+    if name not in loaded.frame.columns:
+        raise DataError(
+            f"has no column {name!r} for {what}", where=loaded.source, hint=closest(name, loaded.frame.columns)
+        )
+
+
+def _unique(
+    loaded: Loaded, view: pl.DataFrame, options: RowOptions, id_column: str | None
+) -> tuple[Loaded, pl.DataFrame]:
+    first = view["id"].is_first_distinct()
+    if first.all():
+        return loaded, view
+    second = int((~first).arg_true()[0])
+    twin = int((view["id"] == view["id"][second]).arg_true()[0])
+    if options.on_duplicate == "error":
+        what = f"has the id {view['id'][second]!r}" if id_column else "has the same content"
+        raise DataError(
+            f"{what} as {loaded.place(twin)}",
+            where=loaded.place(second),
+            hint="`on_duplicate: skip` keeps the first of each",
+        )
+    loaded.skipped["duplicate id" if id_column else "duplicate content"] += int((~first).sum())
+    return loaded.keep(first), view.filter(first)

@@ -1,0 +1,78 @@
+"""Read any source; name it by its content without reading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+from karat.errors import DataError
+from karat.rows.files import find_files, read_files
+from karat.rows.frames import to_rows
+from karat.rows.loaded import Loaded
+from karat.rows.specs import FileData, HarvestData, HubData, RowOptions
+from karat.rows.tables import read_hub
+from karat.rows.view import Rows
+
+
+def read(source: RowOptions | str | Path, **options: Any) -> Rows:
+    """Rows of a source: a spec, or a path with FileData's settings; raises DataError naming file and row."""
+    spec = source if isinstance(source, RowOptions) else FileData(path=str(source), **options)
+    return to_rows(_load(spec), spec)
+
+
+def _load(spec: RowOptions) -> Loaded:
+    if isinstance(spec, FileData):
+        return read_files(spec)
+    if isinstance(spec, HubData):
+        loaded = read_hub(spec)
+    elif isinstance(spec, HarvestData):
+        loaded = Loaded(spec.load(), f"harvest ({spec.part})")
+    else:
+        raise DataError(f"cannot read from {type(spec).__name__}")
+    if loaded.frame.height == 0:
+        raise DataError("has no rows", where=loaded.source)
+    return loaded
+
+
+def fingerprint(spec: RowOptions) -> str:
+    """Digest of the settings and of the bytes behind them; nothing is parsed."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode())
+    if isinstance(spec, FileData):
+        for path in find_files(spec):
+            for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+                digest.update(file.name.encode() + b"\0")
+                digest.update(_file_bytes(file))
+    elif isinstance(spec, HubData):
+        digest.update(_hub_commit(spec).encode())
+    elif isinstance(spec, HarvestData):
+        digest.update(spec.fingerprint().encode())
+    return digest.hexdigest()
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
+
+
+def _hub_commit(spec: HubData) -> str:
+    """The commit that the revision names now; offline, the revision itself has to do."""
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        return str(HfApi().dataset_info(spec.name, revision=spec.revision).sha)
+    except (OfflineModeIsEnabled, httpx.ConnectError, httpx.TimeoutException, OSError):
+        return f"offline:{spec.revision}"
+    except HfHubHTTPError as error:
+        hint = "check the name, the revision and your access"
+        raise DataError(str(error).strip().partition("\n")[0], where=f"hub:{spec.name}", hint=hint) from None
+
+

@@ -1,0 +1,167 @@
+"""The engine of scoring: a view cut into chunks, scored on threads, put together in order."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import polars as pl
+
+from karat.errors import ScoreError
+from karat.parts import Scorer
+from karat.score_contract import checked, empty_scores
+
+CHUNK_ROWS = 2048
+CHUNK_BYTES = 4 << 20
+
+OnChunk = Callable[[int, float], None]
+"""Called with the rows done so far and the seconds since the start."""
+
+
+def score_view(
+    scorer: Scorer,
+    view: pl.DataFrame,
+    reference_view: pl.DataFrame | None,
+    *,
+    workers: int | None = None,
+    chunk_rows: int | None = None,
+    on_chunk: OnChunk | None = None,
+) -> pl.DataFrame:
+    """Score a row view with one scorer: `id`, its columns and its status, in the order of the view.
+
+    Rows that agree in all that the scorer reads are computed once. The reference reaches only a scorer
+    that declares that it needs one.
+    """
+    require_reference(scorer, reference_view)
+    workers = _positive("workers", workers, _cores())
+    contents = _contents(scorer, view)
+    distinct = contents.filter(pl.col("id") == pl.col("first")).drop("first")
+    # Small enough that every worker gets several blocks, so that none is idle for long at the end.
+    chunk_rows = _positive(
+        "chunk_rows", chunk_rows, max(1, min(CHUNK_ROWS, -(-distinct.height // (4 * workers))))
+    )
+    prepared = scorer.prepare(reference_view if scorer.needs_reference else None)
+    blocks = [empty_scores(scorer)]
+    started, done = time.perf_counter(), 0
+    with closing(_in_order(scorer, prepared, chunks(distinct, chunk_rows), workers)) as scored_chunks:
+        for chunk, scores in scored_chunks:
+            blocks.append(scores)
+            done += int(chunk["copies"].sum())
+            if on_chunk:
+                on_chunk(done, time.perf_counter() - started)
+    scored = pl.concat(blocks)
+    if distinct.height == view.height:
+        return scored
+    return (
+        contents.select("id", "first")
+        .join(scored, left_on="first", right_on="id", how="left", maintain_order="left")
+        .drop("first")
+    )
+
+
+def score_chunk(scorer: Scorer, chunk: pl.DataFrame, prepared: Any) -> pl.DataFrame:
+    """Score one chunk of the row view and hold the result to the contract (karat.parts.Scorer).
+
+    The scorer is shown `id` and the columns that it declares to read. Raises ScoreError naming the scorer,
+    the column and the id if ids, columns, types, values or statuses are not as promised.
+    """
+    _check_reads(scorer, chunk)
+    shown = chunk.select(list(dict.fromkeys(("id", *scorer.reads))))
+    return checked(scorer, shown["id"], scorer.score(shown, prepared))
+
+
+def chunks(
+    view: pl.DataFrame, chunk_rows: int = CHUNK_ROWS, chunk_bytes: int = CHUNK_BYTES
+) -> Iterator[pl.DataFrame]:
+    """Cut a view into consecutive blocks of at most `chunk_rows` rows and `chunk_bytes` bytes of text.
+
+    A block holds at least one row, so a single huge row is a block of its own.
+    """
+    texts = [
+        pl.col(name).str.len_bytes().cast(pl.Int64).fill_null(0)
+        for name, dtype in view.schema.items()
+        if dtype == pl.String and name != "id"
+    ]
+    ends = view.select(pl.sum_horizontal(texts).cum_sum())[:, 0] if texts and view.height else None
+    start = 0
+    while start < view.height:
+        stop = min(start + chunk_rows, view.height)
+        if ends is not None:
+            before = ends[start - 1] if start else 0
+            stop = min(stop, max(start + 1, int(ends.search_sorted(before + chunk_bytes, side="right"))))
+        yield view.slice(start, stop - start)
+        start = stop
+
+
+def require_reference(scorer: Scorer, reference: pl.DataFrame | None) -> None:
+    """Raise ScoreError if the scorer needs a reference and there is none."""
+    if scorer.needs_reference and reference is None:
+        raise ScoreError(
+            "needs a reference and there is none",
+            where=f"scorer {scorer.yaml_kind()}",
+            hint="give `reference`: texts of the kind that the model is meant for",
+        )
+
+
+def _check_reads(scorer: Scorer, view: pl.DataFrame) -> None:
+    missing = [name for name in scorer.reads if name not in view.columns]
+    if missing:
+        raise ScoreError(
+            f"the scorer reads {', '.join(missing)}, which the rows do not have",
+            where=f"scorer {scorer.yaml_kind()}",
+            hint=f"columns of the row view: {', '.join(view.columns)}",
+        )
+
+
+def _contents(scorer: Scorer, view: pl.DataFrame) -> pl.DataFrame:
+    """`id` and what the scorer reads, with the `first` id of equal content and the number of `copies`."""
+    _check_reads(scorer, view)
+    reads = [name for name in dict.fromkeys(scorer.reads) if name != "id"]
+    if not reads or "id" in scorer.reads:
+        same = {"first": pl.col("id"), "copies": pl.lit(1, pl.UInt32)}
+    else:
+        same = {"first": pl.first("id").over(reads), "copies": pl.len().over(reads)}
+    return view.select("id", *reads).with_columns(**same)
+
+
+def _in_order(
+    scorer: Scorer, prepared: Any, blocks: Iterator[pl.DataFrame], workers: int
+) -> Generator[tuple[pl.DataFrame, pl.DataFrame], None, None]:
+    """Each chunk with its scores, in order; at most two chunks per worker are in flight."""
+    if workers == 1:
+        for chunk in blocks:
+            yield chunk, score_chunk(scorer, chunk, prepared)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=f"karat-{scorer.kind}")
+    waiting: deque[tuple[pl.DataFrame, Future[pl.DataFrame]]] = deque()
+    try:
+        while True:
+            for chunk in islice(blocks, 2 * workers - len(waiting)):
+                waiting.append((chunk, pool.submit(score_chunk, scorer, chunk, prepared)))
+            if not waiting:
+                return
+            chunk, future = waiting.popleft()
+            yield chunk, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _positive(name: str, value: int | None, default: int) -> int:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ScoreError(f"{name} must be a whole number from 1, not {value!r}")
+    return value
+
+
+def _cores() -> int:
+    """Cores that this process may use, which a container or a scheduler may have narrowed."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

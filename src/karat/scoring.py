@@ -1,0 +1,159 @@
+"""Rows in, score tables out: in chunks, on threads, with every scorer held to its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from karat.errors import ScoreError
+from karat.parts import Scorer
+from karat.score_engine import OnChunk, chunks, require_reference, score_chunk, score_view
+
+if TYPE_CHECKING:
+    from karat.rows import Rows
+
+__all__ = ["Progress", "chunks", "score", "score_chunk", "score_view", "view_of"]
+
+Progress = Callable[[str, int, int], None]
+"""Called with the scorer's kind, the rows done so far and all rows."""
+
+
+def score(
+    scorer: Scorer | Sequence[Scorer],
+    pool: Any,
+    reference: Any = None,
+    *,
+    workers: int | None = None,
+    chunk_rows: int | None = None,
+    progress: bool | Progress | None = None,
+) -> pl.DataFrame:
+    """Score a pool: `id`, then one column per measurement, in the order of the pool.
+
+    pool, reference: polars or pandas frame, `datasets.Dataset`, pyarrow table, `karat.rows.Rows`, or a
+    list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and only
+    then a column `<kind>.status` says why. workers: threads, default all cores of this process;
+    chunk_rows: rows per block (neither changes a bit of the result). progress: True for a bar on standard
+    error, or a function of (kind, rows done, all rows).
+
+    Raises ScoreError where a scorer needs a reference and there is none, where two scorers write the same
+    column, or where a scorer breaks its contract; DataError for rows that cannot be read.
+    """
+    scorers = _as_scorers(scorer)
+    if reference is None:
+        for part in scorers:
+            require_reference(part, None)
+    pool_view = view_of(pool)
+    reference_view = None if reference is None else view_of(reference)
+    tables = []
+    with _reporter(progress, pool_view.height) as report:
+        for part in scorers:
+            on_chunk = report(part.kind) if report else None
+            tables.append(
+                score_view(
+                    part,
+                    pool_view,
+                    reference_view,
+                    workers=workers,
+                    chunk_rows=chunk_rows,
+                    on_chunk=on_chunk,
+                )
+            )
+    measured = [table.select(list(part.columns())) for part, table in zip(scorers, tables, strict=True)]
+    statuses = [
+        table.select(part.status_column())
+        for part, table in zip(scorers, tables, strict=True)
+        if table[part.status_column()].null_count() < table.height
+    ]
+    return pl.concat([pool_view.select("id"), *measured, *statuses], how="horizontal")
+
+
+def view_of(data: Any) -> pl.DataFrame:
+    """The row view (karat.rows.VIEW) of anything that `score` takes."""
+    from karat.rows import VIEW, Rows, from_frame
+
+    if isinstance(data, Rows):
+        return data.view
+    if isinstance(data, list | tuple):
+        texts = pl.DataFrame(
+            {"id": pl.Series(map(str, range(len(data))), dtype=pl.String), "text": _strings(data)}
+        )
+        return texts.select(
+            pl.col(name) if name in texts.columns else pl.lit(None, dtype).alias(name)
+            for name, dtype in VIEW.items()
+        )
+    rows: Rows = from_frame(data)
+    return rows.view
+
+
+def _strings(texts: Sequence[object]) -> pl.Series:
+    for position, text in enumerate(texts):
+        problem = None if text is None else _not_text(text)
+        if problem:
+            raise ScoreError(
+                problem,
+                where=f"element {position} of the list",
+                hint="give a list of strings, or a frame with a text column",
+            )
+    return pl.Series(texts, dtype=pl.String)
+
+
+def _not_text(value: object) -> str | None:
+    if not isinstance(value, str):
+        return f"expected a string, found {type(value).__name__}"
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        return f"not valid Unicode: {error.reason} at character {error.start}"
+    return None
+
+
+def _as_scorers(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
+    scorers = [scorer] if isinstance(scorer, Scorer) else list(scorer) if isinstance(scorer, Sequence) else []
+    if not scorers or not all(isinstance(part, Scorer) for part in scorers):
+        raise ScoreError(
+            f"expected a scorer or a list of scorers, found {scorer!r}",
+            hint="give an object such as ZipFit(level=1), not a class or a name",
+        )
+    owners: dict[str, str] = {}
+    for part in scorers:
+        for column in part.columns():
+            if column in owners:
+                raise ScoreError(
+                    f"two scorers write the column {column!r}",
+                    where=f"{owners[column]} and {part!r}",
+                    hint="score them in two calls and rename the columns of one",
+                )
+            owners[column] = repr(part)
+    return scorers
+
+
+@contextmanager
+def _reporter(progress: bool | Progress | None, total: int) -> Iterator[Callable[[str], OnChunk] | None]:
+    """From a scorer's kind to what its chunks report to; None where nobody asked."""
+    if callable(progress):
+        told = progress
+        yield lambda kind: lambda done, _seconds: told(kind, done, total)
+    elif progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        bar = Bar(
+            TextColumn("score {task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+
+        def start(kind: str) -> OnChunk:
+            task = bar.add_task(kind, total=total)
+            return lambda done, _seconds: bar.update(task, completed=done)
+
+        with bar:
+            yield start
+    else:
+        yield None

@@ -1,0 +1,181 @@
+"""One battery of laws over every scorer: a new member joins by a line in SAMPLES."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from karat.parts import Scorer
+from karat.registry import load
+from karat.score_engine import score_view
+from karat.scorers import MEMBERS
+
+# How to make each member: settings to try, and for every setting a value that differs from the default.
+SAMPLES: dict[str, list[dict[str, Any]]] = {
+    "length": [{}, {"tokenizer": "bytes"}],
+    "zip_fit": [{}, {"level": 9}, {"compressor": "lz4"}, {"compressor": "lz4", "level": 4}],
+}
+CHANGES: dict[str, dict[str, Any]] = {
+    "length": {"tokenizer": "bytes"},
+    "zip_fit": {"level": 7, "compressor": "lz4"},
+}
+SCORERS: list[Scorer] = [
+    load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries
+]
+VIEW = ("id", "text", "prompt", "response", "group")
+
+TEXTS: list[str | None] = [
+    "def add(a, b):\n    return a + b",
+    "",
+    None,
+    "🙂 family 👩‍👩‍👧 flag 🇩🇪",
+    "e\u0301 a\u0308 combining z\u0335\u0321",
+    "שלום עולם مرحبا",
+    "a\x00b\x00",
+    " \t\r\n\u2028\u00a0",
+    "def add(a, b):\n    return a + b",
+    "日本語のテキスト",
+    None,
+    "\U0010ffff\ufffd\ufeff",
+    "plain words " * 40,
+]
+REFERENCE: list[str | None] = ["def sub(a, b):\n    return a - b", "words " * 9, "", "🙂"]
+
+
+def view(texts: list[str | None], ids: list[str] | None = None) -> pl.DataFrame:
+    ids = ids or [f"id{i}" for i in range(len(texts))]
+    columns: dict[str, list[str | None]] = {
+        name: {"id": list[str | None](ids), "text": texts}.get(name, [None] * len(texts)) for name in VIEW
+    }
+    return pl.DataFrame(columns, dict.fromkeys(VIEW, pl.String))
+
+
+def run(scorer: Scorer, rows: pl.DataFrame, **how: Any) -> pl.DataFrame:
+    return score_view(scorer, rows, view(REFERENCE), **how)
+
+
+every_scorer = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+
+
+def test_every_member_is_in_the_battery() -> None:
+    assert set(SAMPLES) == set(CHANGES) == set(MEMBERS)
+    for kind, changes in CHANGES.items():
+        assert set(changes) == set(type(load(kind, Scorer)).model_fields), kind
+
+
+@every_scorer
+def test_the_output_is_as_declared(scorer: Scorer) -> None:
+    table = run(scorer, view(TEXTS))
+    assert dict(table.schema) == {"id": pl.String, **scorer.columns(), scorer.status_column(): pl.String}
+    assert table["id"].to_list() == [f"id{i}" for i in range(len(TEXTS))]
+    for column in scorer.columns():
+        assert column.startswith(f"{scorer.kind}.")
+        assert table[column].is_null().to_list() == [text is None for text in TEXTS]
+
+
+@every_scorer
+def test_permuting_the_rows_permutes_the_scores(scorer: Scorer) -> None:
+    order = list(range(len(TEXTS)))
+    random.Random(3).shuffle(order)
+    rows = view(TEXTS)
+    assert run(scorer, rows[order]).equals(run(scorer, rows)[order])
+
+
+@every_scorer
+@pytest.mark.parametrize("chunk_rows", [1, 7, 10_000])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_chunks_and_workers_change_nothing(scorer: Scorer, chunk_rows: int, workers: int) -> None:
+    rows = view(TEXTS)
+    assert run(scorer, rows, chunk_rows=chunk_rows, workers=workers).equals(run(scorer, rows))
+
+
+@every_scorer
+def test_neighbours_change_nothing(scorer: Scorer) -> None:
+    rows = view(TEXTS)
+    alone = pl.concat([run(scorer, rows[i]) for i in range(rows.height)])
+    assert alone.equals(run(scorer, rows))
+
+
+@every_scorer
+def test_ids_change_nothing_and_equal_texts_score_equal(scorer: Scorer) -> None:
+    renamed = run(scorer, view(TEXTS, [f"\U0001f600 {i * 7919 % 101}" for i in range(len(TEXTS))]))
+    table = run(scorer, view(TEXTS))
+    assert renamed.drop("id").equals(table.drop("id"))
+    assert table.drop("id")[0].equals(table.drop("id")[8])
+
+
+@every_scorer
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_rows_give_no_rows_of_the_right_types(scorer: Scorer, workers: int) -> None:
+    empty = run(scorer, view([]), workers=workers)
+    assert empty.is_empty()
+    assert empty.schema == run(scorer, view(TEXTS)).schema
+
+
+@every_scorer
+def test_a_column_of_nulls(scorer: Scorer) -> None:
+    table = run(scorer, view([None, None, None]))
+    assert table.select(list(scorer.columns())).null_count().row(0) == (3,) * len(scorer.columns())
+    assert table[scorer.status_column()].null_count() == 0
+
+
+@every_scorer
+def test_a_huge_row_among_small_ones(scorer: Scorer) -> None:
+    huge = "".join(random.Random(0).choices("abcdefghij \n", k=1000)) * 2_000
+    mixed = run(scorer, view([*TEXTS, huge]), workers=2)
+    assert mixed[:-1].equals(run(scorer, view(TEXTS)))
+    assert mixed[-1].select(list(scorer.columns())).null_count().sum_horizontal()[0] == 0
+
+
+@every_scorer
+def test_it_survives_pickle_yaml_and_json(scorer: Scorer) -> None:
+    assert pickle.loads(pickle.dumps(scorer)) == scorer  # noqa: S301 - our own bytes
+    assert load(scorer.model_dump(), Scorer) == scorer
+    assert load(yaml.safe_load(yaml.safe_dump(scorer.model_dump(mode="json"))), Scorer) == scorer
+    assert hash(load(scorer.model_dump(), Scorer)) == hash(scorer)
+
+
+@every_scorer
+def test_it_is_described(scorer: Scorer) -> None:
+    assert scorer.summary
+    assert scorer.formula
+    assert scorer.paper
+    assert len(scorer.summary) < 90
+
+
+def test_every_setting_changes_the_digest() -> None:
+    for kind, changes in CHANGES.items():
+        default = load(kind, Scorer)
+        for name, value in changes.items():
+            assert load({"kind": kind, name: value}, Scorer).digest() != default.digest(), (kind, name)
+    digests = [scorer.digest() for scorer in SCORERS]
+    assert len(set(digests)) == len(digests)
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    program = (
+        "import json, sys\n"
+        "from karat.parts import Scorer\n"
+        "from karat.registry import load\n"
+        "print(json.dumps([load(s, Scorer).digest() for s in json.load(sys.stdin)]))\n"
+    )
+    settings = json.dumps([scorer.model_dump(mode="json") for scorer in SCORERS])
+    for seed in ("1", "2"):
+        answer = subprocess.run(
+            [sys.executable, "-c", program],
+            input=settings,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(answer.stdout) == [scorer.digest() for scorer in SCORERS]

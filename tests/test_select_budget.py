@@ -7,7 +7,7 @@ import pickle
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -97,6 +97,7 @@ def test_shares_are_exact() -> None:
     assert Budget("99.99999999999999999999%").limit(10**6) == 10**6 - 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(0, 9), st.integers(1, 10**9))
 def test_share_is_the_floor_of_the_fraction(numerator: int, places: int, pool: int) -> None:
     percent = Fraction(numerator, 10**places)

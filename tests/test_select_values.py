@@ -296,7 +296,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(ROWS, st.integers(1, 30), st.integers(1, 12), st.integers(0, 5))
 def test_equals_a_plain_loop(rows: list[tuple[int, int, str]], limit: int, quota: int, floor: int) -> None:
     table = [(f"r{i}", float(x), t, g) for i, (x, t, g) in enumerate(rows)]
@@ -322,7 +322,7 @@ def test_equals_a_plain_loop(rows: list[tuple[int, int, str]], limit: int, quota
     assert set(part.select(scores).filter(pl.col("weight") > 0)["id"]) == expected
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 50), st.sampled_from("uv")), min_size=2, max_size=8),
     st.integers(1, 6),

@@ -137,7 +137,8 @@ def test_weights_of_one_are_the_stock_trainer(tmp_path: Path, make: Any, accumul
         trainer, ours = train(tmp_path, make(), data, callback, **options)
         assert identical(stock, ours)
         assert trainer.state.global_step == stock_trainer.state.global_step
-        assert not trainer.model._forward_pre_hooks and not trainer.model._forward_hooks
+        assert not trainer.model._forward_pre_hooks
+        assert not trainer.model._forward_hooks
     assert stock["lm_head.weight" if make is llama else "transformer.wte.weight"].isfinite().all()
 
 

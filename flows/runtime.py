@@ -1,0 +1,210 @@
+"""Where flows run: inside `with prefect_runtime():` they find a server, offline and without an account."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from karat.errors import KaratError
+
+if TYPE_CHECKING:
+    from prefect.settings import Settings
+    from rich.console import Console
+
+QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+"""Set only where the user has not; offline, the server would log a failed call at every start."""
+LOOPBACK = "127.0.0.1"
+
+_lock = threading.RLock()
+_depth = 0
+
+
+@contextmanager
+def prefect_runtime(
+    home: Path | None = None,
+    *,
+    verbose: bool = False,
+    console: Console | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> Iterator[None]:
+    """Let flows and mapped tasks run inside: on the user's Prefect server if one is set, else on our own.
+
+    home: folder of Prefect's database, default PREFECT_HOME or ~/.prefect. verbose: show Prefect's own
+    log. console: the progress bar's console, so that log lines do not tear it. tell: called with a
+    sentence if the start takes long. Nested use shares the first one's server.
+
+    Raises KaratError if the server that PREFECT_API_URL names does not answer, if the home cannot be
+    written, or if the embedded server does not start.
+    """
+    global _depth
+    with ExitStack() as stack:
+        with _lock:
+            if _depth == 0:
+                _enter(stack, home, verbose, tell)
+            _depth += 1
+        try:
+            if console is not None:
+                stack.enter_context(share_console(console))
+            yield
+        finally:
+            with _lock:
+                _depth -= 1
+
+
+def _enter(stack: ExitStack, home: Path | None, verbose: bool, tell: Callable[[str], None] | None) -> None:
+    stack.enter_context(_environment({k: v for k, v in QUIET.items() if k not in os.environ}))
+    if home is not None:
+        stack.enter_context(_environment({"PREFECT_HOME": str(home)}))
+    with warnings.catch_warnings():
+        # Where the home cannot be made, Prefect warns; we raise, with what to do, if it is needed at all.
+        warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+        import prefect.main  # noqa: F401 - configures settings and logging, before we change either
+    from prefect.settings import get_current_settings, temporary_settings
+
+    from karat.flows.stale import mark_crashed
+
+    level = "INFO" if verbose else "WARNING"
+    stack.enter_context(_log_level(level))
+    current = get_current_settings()
+    updates: dict[str, Any] = {
+        "logging.level": level,
+        "flows.heartbeat_frequency": None,  # joining its thread costs a second per flow run
+        "tasks.default_no_cache": True,  # karat has a store of its own
+        "tasks.disable_caching": True,
+        "results.persist_by_default": False,
+        "logging.to_api.when_missing_flow": "ignore",
+    }
+    if home is not None:
+        updates |= {"home": home, "results.local_storage_path": home / "storage"}
+    url = current.api.url
+    if url is None:
+        url = _start_server(stack, current, home, verbose, tell)
+    else:
+        _check_server(url)
+    stack.enter_context(temporary_settings({**updates, "api.url": url}))
+    _share_with_all_threads(stack)
+    stack.callback(_drain)
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        mark_crashed(client)
+
+
+def _start_server(
+    stack: ExitStack,
+    settings: Settings,
+    home: Path | None,
+    verbose: bool,
+    tell: Callable[[str], None] | None,
+) -> str:
+    from karat.flows.embedded import EmbeddedServer
+
+    environment = {**os.environ, **settings.to_environment_variables(exclude_unset=True)}
+    for name, value in QUIET.items():
+        environment.setdefault(name, value)
+    server = EmbeddedServer(home or settings.home, environment, verbose=verbose)
+    server.start(tell=tell)
+    stack.callback(server.stop)
+    stack.enter_context(_environment(_no_proxy(os.environ)))
+    return server.api_url
+
+
+def _check_server(url: str) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.settings import temporary_settings
+
+    # Without this the client would wait a minute before it says that nobody is there.
+    with temporary_settings({"client.max_retries": 0}), get_client(sync_client=True) as client:
+        error = client.api_healthcheck()
+    if error is not None:
+        raise KaratError(
+            f"the Prefect server does not answer: {error}",
+            where=f"PREFECT_API_URL={url}",
+            hint="start it with `prefect server start`, or unset PREFECT_API_URL to use karat's own",
+        )
+
+
+def _no_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """Additions that keep calls to our own server away from a proxy that is set for the world."""
+    changes = {}
+    if any(name.lower() in ("http_proxy", "all_proxy") and environment[name] for name in environment):
+        for name in ("no_proxy", "NO_PROXY"):
+            hosts = [host for host in environment.get(name, "").split(",") if host]
+            if "*" not in hosts and LOOPBACK not in hosts:
+                changes[name] = ",".join([*hosts, LOOPBACK])
+    return changes
+
+
+def _share_with_all_threads(stack: ExitStack) -> None:
+    """Threads that do not copy our context would see no API URL and start a server of their own."""
+    import prefect.context
+
+    share = getattr(prefect.context, "_temporary_global_settings_context", None)
+    if share is not None:
+        stack.enter_context(share(prefect.context.get_settings_context()))
+
+
+def _drain() -> None:
+    """Send what is still queued; after the server has gone, each rest would be a traceback at exit."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=10)
+
+
+@contextmanager
+def share_console(console: Console) -> Iterator[None]:
+    """Send Prefect's log lines through the console of a progress bar, above the bar instead of across it."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    class Plain:
+        """Prints a line as it is: square brackets in it are text, not markup."""
+
+        def print(self, message: object, soft_wrap: bool = True) -> None:
+            console.print(message, soft_wrap=soft_wrap, markup=False, highlight=False)
+
+    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.Logger.manager.loggerDict))]
+    handlers = {h: h.console for log in loggers for h in log.handlers if isinstance(h, PrefectConsoleHandler)}
+    plain: Any = Plain()
+    for handler in handlers:
+        handler.console = plain
+    try:
+        yield
+    finally:
+        for handler, before in handlers.items():
+            handler.console = before
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _log_level(level: str) -> Iterator[None]:
+    """The level of Prefect's loggers; the settings alone come too late, logging is set up at import."""
+    loggers = [logging.getLogger(name) for name in ("prefect", "prefect.client", "prefect.extra")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)

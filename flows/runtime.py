@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import warnings
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karat.errors import KaratError
+from karat.flows.quiet import environment, log_level
+from karat.flows.quiet import share_console as share_console
 
 if TYPE_CHECKING:
     from prefect.settings import Settings
@@ -58,9 +59,9 @@ def prefect_runtime(
 
 
 def _enter(stack: ExitStack, home: Path | None, verbose: bool, tell: Callable[[str], None] | None) -> None:
-    stack.enter_context(_environment({k: v for k, v in QUIET.items() if k not in os.environ}))
+    stack.enter_context(environment({k: v for k, v in QUIET.items() if k not in os.environ}))
     if home is not None:
-        stack.enter_context(_environment({"PREFECT_HOME": str(home)}))
+        stack.enter_context(environment({"PREFECT_HOME": str(home)}))
     with warnings.catch_warnings():
         # Where the home cannot be made, Prefect warns; we raise, with what to do, if it is needed at all.
         warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
@@ -70,7 +71,7 @@ def _enter(stack: ExitStack, home: Path | None, verbose: bool, tell: Callable[[s
     from karat.flows.stale import mark_crashed
 
     level = "INFO" if verbose else "WARNING"
-    stack.enter_context(_log_level(level))
+    stack.enter_context(log_level(level, verbose=verbose))
     current = get_current_settings()
     updates: dict[str, Any] = {
         "logging.level": level,
@@ -105,13 +106,13 @@ def _start_server(
 ) -> str:
     from karat.flows.embedded import EmbeddedServer
 
-    environment = {**os.environ, **settings.to_environment_variables(exclude_unset=True)}
+    variables = {**os.environ, **settings.to_environment_variables(exclude_unset=True)}
     for name, value in QUIET.items():
-        environment.setdefault(name, value)
-    server = EmbeddedServer(home or settings.home, environment, verbose=verbose)
+        variables.setdefault(name, value)
+    server = EmbeddedServer(home or settings.home, variables, verbose=verbose)
     server.start(tell=tell)
     stack.callback(server.stop)
-    stack.enter_context(_environment(_no_proxy(os.environ)))
+    stack.enter_context(environment(_no_proxy(os.environ)))
     return server.api_url
 
 
@@ -130,12 +131,12 @@ def _check_server(url: str) -> None:
         )
 
 
-def _no_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+def _no_proxy(variables: Mapping[str, str]) -> dict[str, str]:
     """Additions that keep calls to our own server away from a proxy that is set for the world."""
     changes = {}
-    if any(name.lower() in ("http_proxy", "all_proxy") and environment[name] for name in environment):
+    if any(name.lower() in ("http_proxy", "all_proxy") and variables[name] for name in variables):
         for name in ("no_proxy", "NO_PROXY"):
-            hosts = [host for host in environment.get(name, "").split(",") if host]
+            hosts = [host for host in variables.get(name, "").split(",") if host]
             if "*" not in hosts and LOOPBACK not in hosts:
                 changes[name] = ",".join([*hosts, LOOPBACK])
     return changes
@@ -157,54 +158,3 @@ def _drain() -> None:
 
     for worker in (APILogWorker, EventsWorker):
         worker.drain_all(timeout=10)
-
-
-@contextmanager
-def share_console(console: Console) -> Iterator[None]:
-    """Send Prefect's log lines through the console of a progress bar, above the bar instead of across it."""
-    from prefect.logging.handlers import PrefectConsoleHandler
-
-    class Plain:
-        """Prints a line as it is: square brackets in it are text, not markup."""
-
-        def print(self, message: object, soft_wrap: bool = True) -> None:
-            console.print(message, soft_wrap=soft_wrap, markup=False, highlight=False)
-
-    loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.Logger.manager.loggerDict))]
-    handlers = {h: h.console for log in loggers for h in log.handlers if isinstance(h, PrefectConsoleHandler)}
-    plain: Any = Plain()
-    for handler in handlers:
-        handler.console = plain
-    try:
-        yield
-    finally:
-        for handler, before in handlers.items():
-            handler.console = before
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _log_level(level: str) -> Iterator[None]:
-    """The level of Prefect's loggers; the settings alone come too late, logging is set up at import."""
-    loggers = [logging.getLogger(name) for name in ("prefect", "prefect.client", "prefect.extra")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(level)
-    try:
-        yield
-    finally:
-        for logger, old in zip(loggers, before, strict=True):
-            logger.setLevel(old)

@@ -22,16 +22,16 @@ from karat.flows.front_matter import Facts, size_category, split_card
 from karat.flows.publish import push
 from karat.flows.sanitise import public
 
-SECRET_HOME = "/home/alice-secret"
+ALICE = "/home/alice-secret"
 RUN: dict[str, Any] = {
     "karat": "0.1.0",
     "name": "docs",
     "finished": "2026-11-20T12:00:00Z",
-    "command": f"karat run {SECRET_HOME}/conf.yaml out={SECRET_HOME}/runs/docs",
+    "command": f"karat run {ALICE}/conf.yaml out={ALICE}/runs/docs",
     "config": {
         "name": "docs",
-        "out": f"{SECRET_HOME}/runs/docs",
-        "data": {"path": [f"{SECRET_HOME}/my data/pool.jsonl", "rel/b.jsonl"], "token": "x" * 30},
+        "out": f"{ALICE}/runs/docs",
+        "data": {"path": [f"{ALICE}/my data/pool.jsonl", "rel/b.jsonl"], "token": "x" * 30},
         "scorers": [{"kind": "zip_fit", "level": 1}],
         "select": {"kind": "top_k", "by": "zip_fit.alignment", "budget": "10% tokens"},
     },

@@ -38,17 +38,23 @@ def check_home(home: Path) -> None:
 
 
 class EmbeddedServer:
-    """A Prefect API on a free loopback port; `start` returns when it answers, `stop` when it is gone."""
+    """A Prefect API on a free loopback port; `start` returns when it answers, `stop` when it is gone.
 
-    def __init__(self, home: Path, environment: Mapping[str, str], *, verbose: bool = False) -> None:
+    whole_on: the port of a whole server, with scheduler and web interface; None for the bare API.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        environment: Mapping[str, str],
+        *,
+        verbose: bool = False,
+        whole_on: int | None = None,
+    ) -> None:
         self.home = home
-        self.environment = {
-            **environment,
-            "PREFECT_HOME": str(home),
-            "PREFECT_UI_ENABLED": "0",
-            "PREFECT__SERVER_EPHEMERAL": "1",
-            "PREFECT__SERVER_FINAL": "1",
-        }
+        bare = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"} if whole_on is None else {}
+        self.environment = {**environment, **bare, "PREFECT_HOME": str(home)}
+        self.whole_on = whole_on
         self.verbose = verbose
         self.port = 0
         self._child: subprocess.Popen[str] | None = None
@@ -89,8 +95,9 @@ class EmbeddedServer:
 
     def _spawn(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
+        port = [] if self.whole_on is None else [str(self.whole_on)]
         self._child = subprocess.Popen(  # noqa: S603 - our own module, no user input
-            [sys.executable, "-m", "karat.flows.serve_embedded", str(os.getpid())],
+            [sys.executable, "-m", "karat.flows.serve_embedded", str(os.getpid()), *port],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

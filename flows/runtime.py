@@ -33,12 +33,14 @@ def prefect_runtime(
     verbose: bool = False,
     console: Console | None = None,
     tell: Callable[[str], None] | None = None,
-) -> Iterator[None]:
+    scheduler: bool = False,
+) -> Iterator[str]:
     """Let flows and mapped tasks run inside: on the user's Prefect server if one is set, else on our own.
 
     home: folder of Prefect's database, default PREFECT_HOME or ~/.prefect. verbose: show Prefect's own
     log. console: the progress bar's console, so that log lines do not tear it. tell: called with a
-    sentence if the start takes long. Nested use shares the first one's server.
+    sentence if the start takes long. scheduler: start a whole server, with scheduler and web interface.
+    Nested use shares the first one's server. Yields the address of the API.
 
     Raises KaratError if the server that PREFECT_API_URL names does not answer, if the home cannot be
     written, or if the embedded server does not start.
@@ -47,18 +49,26 @@ def prefect_runtime(
     with ExitStack() as stack:
         with _lock:
             if _depth == 0:
-                _enter(stack, home, verbose, tell)
+                _enter(stack, home, verbose, tell, scheduler)
             _depth += 1
         try:
             if console is not None:
                 stack.enter_context(share_console(console))
-            yield
+            from prefect.settings import get_current_settings
+
+            yield str(get_current_settings().api.url)
         finally:
             with _lock:
                 _depth -= 1
 
 
-def _enter(stack: ExitStack, home: Path | None, verbose: bool, tell: Callable[[str], None] | None) -> None:
+def _enter(
+    stack: ExitStack,
+    home: Path | None,
+    verbose: bool,
+    tell: Callable[[str], None] | None,
+    scheduler: bool,
+) -> None:
     stack.enter_context(environment({k: v for k, v in QUIET.items() if k not in os.environ}))
     if home is not None:
         stack.enter_context(environment({"PREFECT_HOME": str(home)}))
@@ -85,7 +95,7 @@ def _enter(stack: ExitStack, home: Path | None, verbose: bool, tell: Callable[[s
         updates |= {"home": home, "results.local_storage_path": home / "storage"}
     url = current.api.url
     if url is None:
-        url = _start_server(stack, current, home, verbose, tell)
+        url = _start_server(stack, current, home, verbose, tell, scheduler)
     else:
         _check_server(url)
     stack.enter_context(temporary_settings({**updates, "api.url": url}))
@@ -103,13 +113,15 @@ def _start_server(
     home: Path | None,
     verbose: bool,
     tell: Callable[[str], None] | None,
+    scheduler: bool,
 ) -> str:
     from karat.flows.embedded import EmbeddedServer
 
     variables = {**os.environ, **settings.to_environment_variables(exclude_unset=True)}
     for name, value in QUIET.items():
         variables.setdefault(name, value)
-    server = EmbeddedServer(home or settings.home, variables, verbose=verbose)
+    port = settings.server.api.port if scheduler else None
+    server = EmbeddedServer(home or settings.home, variables, verbose=verbose, whole_on=port)
     server.start(tell=tell)
     stack.callback(server.stop)
     stack.enter_context(environment(_no_proxy(os.environ)))

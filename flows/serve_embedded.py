@@ -1,7 +1,9 @@
-"""The embedded Prefect server as a child process: `python -m karat.flows.serve_embedded PARENT_PID`.
+"""A Prefect server as a child process: `python -m karat.flows.serve_embedded PARENT_PID [PORT]`.
 
-It binds a free loopback port itself (so that no two servers race for one), writes the port as the first
-line of standard output, and leaves when its parent is gone, however the parent died.
+Without a port it is the bare API on a free one; with a port (or a free one, if that is taken) it is the
+whole server, with the scheduler and the web interface. It binds the loopback port itself, so that no two
+servers race for one, writes its number as the first line of standard output, and leaves when its parent
+is gone, however the parent died.
 """
 
 from __future__ import annotations
@@ -107,19 +109,35 @@ def leave_with_parent(parent: int, stop: threading.Event) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+def listen(wanted: int) -> tuple[socket.socket, int]:
+    """A listening socket on the wanted loopback port, or on a free one if that is taken."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if wanted and os.name != "nt":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", wanted))
+    except OSError:
+        if not wanted:
+            raise
+        listener.bind(("127.0.0.1", 0))
+    return listener, listener.getsockname()[1]
+
+
 def main() -> int:
     """Serve until the parent closes our standard input, sends SIGTERM or is gone."""
     stop = threading.Event()
     leave_with_parent(int(sys.argv[1]), stop)
 
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.bind(("127.0.0.1", 0))
-    print(listener.getsockname()[1], flush=True)
+    listener, port = listen(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    whole = len(sys.argv) > 2
+    # The page in the browser has to be told where the interface answers.
+    os.environ.setdefault("PREFECT_UI_API_URL", f"http://127.0.0.1:{port}/api")
+    print(port, flush=True)
 
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app: Any = RetryBusy(create_app(ephemeral=True, final=True))
+    app: Any = RetryBusy(create_app(ephemeral=not whole, final=True))
     server = uvicorn.Server(
         uvicorn.Config(
             app,

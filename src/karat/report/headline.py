@@ -68,15 +68,15 @@ def outcome(comparison: dict[str, Any], training: dict[str, Any]) -> dict[str, s
     text += f" ({part})" if part else ""
     if not _number(low) or not _number(high):
         return {"verdict": "open", "text": text + f", from {_seeds(seeds)}.",
-                "says": "There is no interval, so this is an observation and no evidence. Train more seeds."}  # fmt: skip
+                "says": f"Against {other} there is no interval: one observation is no evidence. Train more seeds."}  # fmt: skip
     level = percent(comparison.get("level", 0.95), 0)
     method = f", {comparison['method']}" if comparison.get("method") else ""
     text += f", {level} interval {signed(low)} to {signed(high)} ({_seeds(seeds)}{method})."
     if low <= 0 <= high:
         return {"verdict": "open", "text": text,
-                "says": "The interval contains zero: this run does not show that the selection helps or harms."}  # fmt: skip
+                "says": f"Against {other}, the interval contains zero: no evidence that the selection helps or harms."}  # fmt: skip
     better = (high < 0) == bool(training.get("lower_is_better", True))
-    says = f"The interval excludes zero: the selection is {'better' if better else 'worse'} than {other} here."
+    says = f"The selection is {'better' if better else 'worse'} than {other} here: the interval excludes zero."
     return {"verdict": "better" if better else "worse", "text": text, "says": says}
 
 

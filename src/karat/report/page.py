@@ -60,7 +60,7 @@ def render(run: Run, run_dir: str) -> str:
         "hashes": " ".join(_csp_hash(text) for text in (library, script)),
         "palette": as_json({LIGHT[name]: DARK[name] for name in LIGHT}),
     }  # fmt: skip
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined)
     return environment.from_string(_file("report.html")).render(values)
 
 

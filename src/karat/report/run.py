@@ -135,7 +135,7 @@ def _larger_is_better(frame: pl.DataFrame, mask: pl.Series, by: str | None) -> b
     scores = finite(frame[by])
     ranked = pl.DataFrame({"score": scores, "rank": frame["rank"].cast(pl.Float64)}).drop_nulls()
     if ranked.height > 1:
-        slope = ranked.select(pl.corr("score", "rank")).item()
+        slope = ranked.select(pl.corr("score", "rank", method="spearman")).item()
         if slope is not None and slope == slope and slope != 0:
             return bool(slope < 0)
     inside, outside = scores.filter(mask).mean(), scores.filter(~mask).mean()

@@ -34,7 +34,8 @@ def histogram(run: Run, column: str, key: str, cut: Cut | None) -> Chart | None:
         layout.update(cut_line(place, text=f"cut {number(cut.value)}"))
     words = "Each bar counts the rows in one range of the score; the coloured part was kept."
     words += " The dashed line is the score of the last row kept." if marked else ""
-    words += " The axis is logarithmic; zeros sit in the first bar." if found.log else ""
+    words += " The axis is logarithmic." if found.log else ""
+    words += " Zeros sit in the first bar." if found.log and found.zeros else ""
     words += " The end bars also hold the few rows beyond them." if found.clipped else ""
     alt = f"Histogram of {shorten(column, 60)}: {count(int(found.kept.sum()))} rows kept"
     alt += f" and {count(int(found.dropped.sum()))} dropped."

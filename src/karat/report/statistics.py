@@ -27,6 +27,7 @@ class Bins:
     dropped: NDArray[np.int64]
     log: bool
     clipped: bool
+    zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def bins(run: Run, column: str) -> Bins | None:
     edges = axis.edges(int(np.clip(2 * data.size ** (1 / 3), 12, 60)))
     placed = axis.place(data)
     kept, dropped = (np.histogram(placed[m], bins=edges)[0].astype(np.int64) for m in (mask, ~mask))
-    return Bins(edges, kept, dropped, axis.log, axis.clipped)
+    return Bins(edges, kept, dropped, axis.log, axis.clipped, bool((data == 0).any()))
 
 
 def summary(run: Run, column: str) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ def differences(training: dict[str, Any], comparisons: list[dict[str, Any]]) -> 
     layout = {
         "height": 110 + 46 * len(usable),
         "margin": {"l": 48, "r": 12, "t": 10, "b": 44},
-        "xaxis": axis(f"selection minus other, {label(unit)} (further {better} is better)",
+        "xaxis": axis(f"difference, {label(unit, 24)}",
                       range=[min(ends) - pad, max(ends) + pad]),
         "yaxis": axis(None, tickmode="array", tickvals=places, range=[len(usable) - 0.5, -0.5], showgrid=False,
                       ticktext=[f"against {label(str(c.get('label') or c.get('against')), 26)}" for c in usable]),
@@ -114,6 +114,7 @@ def differences(training: dict[str, Any], comparisons: list[dict[str, Any]]) -> 
                     "line": {"color": LIGHT["ink"], "width": 1.5, "dash": "5px,4px"}}],
     }  # fmt: skip
     caption = "The diamond is the mean difference over paired seeds, the line its interval, the dashed line zero."
+    caption += f" Further {better} is better for the selection."
     caption += " A line that crosses zero is no evidence of a difference."
     return chart("differences", [trace], layout, caption=caption,
                  alt="Differences between arms with intervals: " + "; ".join(words) + ".")  # fmt: skip

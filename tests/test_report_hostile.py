@@ -56,8 +56,8 @@ def page(path: Path, poison: Any) -> str:
          "curve": [{"step": s, "bits_per_byte": 3.0 - s} for s in (0, 1)]}
         for k, arm in enumerate(("selection", "control"))
     ]  # fmt: skip
-    compared = {"against": name(3), "label": name(3), "mean_selection": 1.0, "mean_against": 2.0, "difference": -1.0,
-                "low": -2.0, "high": 1.0, "level": 0.95, "seeds": 3, "method": name(2)}  # fmt: skip
+    compared = {"against": name(3), "label": name(3), "mean_selection": 1.0, "mean_against": 2.0,
+                "difference": -1.0, "low": -2.0, "high": 1.0, "seeds": 3, "method": name(2)}  # fmt: skip
     facts = {
         "karat": name(0), "name": name(0), "started": name(1), "finished": name(2), "command": name(5),
         "config": {"select": {"kind": name(4), "by": score, "budget": name(6)}, name(8): name(9)},
@@ -68,7 +68,9 @@ def page(path: Path, poison: Any) -> str:
     }  # fmt: skip
     frame.write_parquet(path / "selection.parquet")
     (path / "run.json").write_text(json.dumps(facts), "utf-8")
-    texts = pl.DataFrame({"id": frame["id"], "text": [name(i) * 3 for i in range(n)], "group": frame["group"]})
+    texts = pl.DataFrame(
+        {"id": frame["id"], "text": [name(i) * 3 for i in range(n)], "group": frame["group"]}
+    )
     return write_report(path, texts).read_text("utf-8")
 
 
@@ -78,12 +80,14 @@ class Shape(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[Any] = []
+        self.links: list[str | None] = []
         self.scripts: list[str] = []
         self.inside = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, [name for name, _ in attrs]))
+        self.links += [value for name, value in attrs if name in ("href", "src", "xlink:href")]
         self.inside = tag == "script"
         if self.inside:
             self.scripts.append("")
@@ -100,12 +104,12 @@ class Shape(HTMLParser):
 
 
 def test_hostile_data_adds_no_element_and_leaves_no_script(tmp_path: Path) -> None:
-    plain, poisoned = Shape(page(tmp_path / "a", harmless)), Shape(page(tmp_path / "b", lambda text, _: text))
-    # ids of the hostile texts repeat and groups merge, so that counts of rows differ; kinds of elements may not
+    plain = Shape(page(tmp_path / "a", harmless))
+    poisoned = Shape(page(tmp_path / "b", lambda text, _: text))
+    # the counts of elements may differ with the number of groups and reasons; their kinds may not
     assert {(t, *a) for t, a in poisoned.tags} <= {(t, *a) for t, a in plain.tags}
     assert [t for t, _ in poisoned.tags].count("script") == [t for t, _ in plain.tags].count("script")
-    for script in poisoned.scripts:
-        assert "owned" not in script or "<" not in script
+    assert not [script for script in poisoned.scripts[:-2] if "<" in script]
     assert poisoned.scripts[-2:] == plain.scripts[-2:]  # plotly and our own code
 
 
@@ -154,4 +158,4 @@ def test_a_real_browser_draws_the_charts_and_runs_nothing_else(tmp_path: Path) -
     after = Shape(dom.replace("<!---->", ""))
     assert "iframe" not in [tag for tag, _ in after.tags]
     assert not [a for _, names in after.tags for a in names if a in ("onerror", "onload", "onmouseover")]
-    assert "javascript:" not in "".join(part.split('"')[0] for part in dom.split('href="')[1:])
+    assert {(link or "")[0] for link in after.links} == {"#"}

@@ -33,14 +33,17 @@ def examples(run: Run, cut: Cut | None) -> list[Section]:
     scored = pl.col("score").is_not_null()
     ends: list[tuple[str, str, pl.DataFrame]] = []
     if run.by is not None:
-        at_cut = ("Just above the cut", "Just below the cut") if cut else ("Least of the kept", "Best of the dropped")
-        of_kept, of_dropped = good.filter(scored), bad.filter(scored)
+        above, below = "Least of the kept", "Best of the dropped"
+        if cut:
+            above, below = "Just above the cut", "Just below the cut"
+        inside, outside = good.filter(scored), bad.filter(scored)
+        last, worst = inside.tail(PER_SECTION).reverse(), outside.tail(PER_SECTION).reverse()
         ends = [
-            ("Best kept", f"The kept rows with the best {run.by}.", of_kept.head(PER_SECTION)),
-            (at_cut[0], "The last rows that were kept: would you have kept them?", of_kept.tail(PER_SECTION).reverse()),
-            (at_cut[1], "The first rows that were dropped: would you have dropped them?", of_dropped.head(PER_SECTION)),
-            ("Worst", f"The dropped rows with the worst {run.by}.", of_dropped.tail(PER_SECTION).reverse()),
-        ]  # fmt: skip
+            ("Best kept", f"The kept rows with the best {run.by}.", inside.head(PER_SECTION)),
+            (above, "The last rows that were kept: would you have kept them?", last),
+            (below, "The first that were dropped: would you have dropped them?", outside.head(PER_SECTION)),
+            ("Worst", f"The dropped rows with the worst {run.by}.", worst),
+        ]
     shown: set[int] = set()
     sections: list[Section] = []
     for title, says, part in ends:
@@ -64,8 +67,10 @@ def _ordered(run: Run) -> pl.DataFrame:
 def _random(rows: pl.Series) -> list[int]:
     ordered = rows.sort().to_numpy()
     wanted = min(4 * PER_SECTION, ordered.size)  # some of them may stand in another section already
-    drawn = np.random.default_rng(_SEED).choice(ordered.size, size=wanted, replace=False) if wanted else []
-    return [int(ordered[i]) for i in drawn]
+    if not wanted:
+        return []
+    drawn = np.random.default_rng(_SEED).choice(ordered.size, size=wanted, replace=False)
+    return [int(row) for row in ordered[drawn]]
 
 
 def _add(sections: list[Section], shown: set[int], run: Run, title: str, says: str, rows: list[int]) -> None:

@@ -126,8 +126,10 @@ def _base() -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 48, "r": 12, "t": 34, "b": 44},
         "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom",
-                   "font": {"size": 12.5, "color": LIGHT["ink"]}, "itemclick": False, "itemdoubleclick": False},
-        "hoverlabel": {"bgcolor": LIGHT["paper"], "bordercolor": LIGHT["quiet"], "align": "left", "namelength": -1,
+                   "font": {"size": 12.5, "color": LIGHT["ink"]},
+                   "itemclick": False, "itemdoubleclick": False},
+        "hoverlabel": {"bgcolor": LIGHT["paper"], "bordercolor": LIGHT["quiet"],
+                       "align": "left", "namelength": -1,
                        "font": {"family": FONT, "size": 12.5, "color": LIGHT["ink"]}},
         "bargap": 0.06,
     }  # fmt: skip

@@ -1,10 +1,9 @@
-"""The first screen in words: what was done, what came of it, what to try next."""
+"""The first screen in words: what was done and what came of it."""
 
 from __future__ import annotations
 
 import re
-import shlex
-from typing import Any
+from typing import Any, TypeGuard
 
 from karat.report.run import Run
 from karat.report.words import count, number, percent, signed
@@ -32,7 +31,9 @@ def _rule(run: Run) -> str:
         return f"{budget or 'rows'} drawn without replacement, more likely the better their {by}"
     if kind == "threshold" and by:
         limits = ", ".join(
-            f"{k.replace('_', ' ')} {number(v)}" for k, v in run.select.items() if isinstance(v, int | float) and not isinstance(v, bool)
+            f"{k.replace('_', ' ')} {number(v)}"
+            for k, v in run.select.items()
+            if isinstance(v, int | float) and not isinstance(v, bool)
         )
         return f"those whose {by} passes the threshold" + (f" ({limits})" if limits else "")
     if not kind:
@@ -56,7 +57,7 @@ def _budget(value: Any) -> str | None:
 
 
 def outcome(comparison: dict[str, Any], training: dict[str, Any]) -> dict[str, str]:
-    """The result against one other arm: verdict (better, worse, open), sentence, and the advice to go with it."""
+    """The result against one other arm: a verdict (better, worse or open) and sentences."""
     unit = str(training.get("unit") or training.get("metric") or "")
     other = str(comparison.get("label") or comparison.get("against") or "control")
     mine, theirs = comparison.get("mean_selection"), comparison.get("mean_against")
@@ -67,20 +68,21 @@ def outcome(comparison: dict[str, Any], training: dict[str, Any]) -> dict[str, s
     part = _share(difference, theirs)
     text += f" ({part})" if part else ""
     if not _number(low) or not _number(high):
-        return {"verdict": "open", "text": text + f", from {_seeds(seeds)}.",
-                "says": f"Against {other} there is no interval: one observation is no evidence. Train more seeds."}  # fmt: skip
+        says = f"Against {other} there is no interval: one observation is no evidence. Train more seeds."
+        return {"against": other, "verdict": "open", "text": f"{text}, from {_seeds(seeds)}.", "says": says}
     level = percent(comparison.get("level", 0.95), 0)
     method = f", {comparison['method']}" if comparison.get("method") else ""
     text += f", {level} interval {signed(low)} to {signed(high)} ({_seeds(seeds)}{method})."
     if low <= 0 <= high:
-        return {"verdict": "open", "text": text,
-                "says": f"Against {other}, the interval contains zero: no evidence that the selection helps or harms."}  # fmt: skip
+        says = f"Against {other}, the interval contains zero: no evidence that the selection helps or harms."
+        return {"against": other, "verdict": "open", "text": text, "says": says}
     better = (high < 0) == bool(training.get("lower_is_better", True))
-    says = f"The selection is {'better' if better else 'worse'} than {other} here: the interval excludes zero."
-    return {"verdict": "better" if better else "worse", "text": text, "says": says}
+    verdict = "better" if better else "worse"
+    says = f"The selection is {verdict} than {other} here: the interval excludes zero."
+    return {"against": other, "verdict": verdict, "text": text, "says": says}
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and value == value and abs(value) != float("inf")
 
 
@@ -96,33 +98,3 @@ def _share(difference: Any, base: Any) -> str:
 
 def _seeds(seeds: Any) -> str:
     return f"{seeds} paired seed" + ("" if seeds == 1 else "s")
-
-
-def next_steps(run: Run, run_dir: str, outcomes: list[dict[str, str]], facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """What to try next, from what this run shows: (why, command or empty)."""
-    steps: list[tuple[str, str]] = []
-    training = run.record.get("training")
-    again = str(run.record.get("command") or "karat run FILE")
-    strong = [line for line in facts["correlations"] if line["strong"] and line["score"] == run.by]
-    if strong:
-        steps.append((f"{run.by} goes with length. Select by length alone as a control: a score that does no better"
-                      " than length has found length.", f"{again} select.by={strong[0]['length']}"))  # fmt: skip
-    if not training:
-        steps.append(("No model was trained, so nothing here says whether the selection helps. Add a `train:` block"
-                      " and compare with the matched random control.", ""))  # fmt: skip
-    if any(o["verdict"] == "open" for o in outcomes):
-        steps.append(("The result is open. More seeds narrow the interval.", ""))
-    if any(o["verdict"] == "worse" for o in outcomes):
-        steps.append(("The selection did worse than its control. Try a larger budget, another score, or weights"
-                      " in place of a hard cut.", f"{again} select.budget=30%"))  # fmt: skip
-    extreme = [line for line in facts["groups"] if line["ratio"] is not None and line["ratio"] < 0.1 and line["rows_share"] >= 0.02]
-    if extreme:
-        steps.append((f"{len(extreme)} of the larger groups all but vanished. If you need them, give the selector"
-                      " quotas or floors per group.", ""))  # fmt: skip
-    if run.kept and run.kept < run.frame.height and "budget" in run.select:
-        steps.append(("Another budget computes no score again: only the decision changes.",
-                      f"{again} 'select.budget=20%'"))  # fmt: skip
-    if run.kept:
-        steps.append(("When you like what you see, publish the dataset with its card, private by default.",
-                      f"karat push {shlex.quote(run_dir)} user/name"))  # fmt: skip
-    return steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def histogram(run: Run, column: str, key: str, cut: Cut | None) -> Chart | None:
 
 def _bars(found: Bins, counts: Any, name: str, colour: str) -> Any:
     ends = 10.0**found.edges if found.log else found.edges
-    ranges = [f"{number(float(a))} to {number(float(b))}" for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    ranges = [f"{number(a)} to {number(b)}" for a, b in pairwise(ends.tolist())]
     return go.Bar(
         x=((found.edges[:-1] + found.edges[1:]) / 2).tolist(),
         width=np.diff(found.edges).tolist(),
@@ -83,7 +84,7 @@ def _points(logs: Any, placed: Any, mask: Any, x: Any, y: Any) -> list[Any]:
     return [
         go.Scatter(
             x=logs[part].tolist(), y=placed[part].tolist(), mode="markers", name=name,
-            customdata=[f"score {number(float(b))}, length {number(float(a))}" for a, b in zip(x[part], y[part])],  # noqa: B905
+            customdata=[f"score {number(b)}, length {number(a)}" for a, b in np.c_[x, y][part].tolist()],
             marker={"color": LIGHT[name], "size": 6, "symbol": symbol, "opacity": 0.85},
             hovertemplate="%{customdata}<extra>" + name + "</extra>",
         )
@@ -130,14 +131,14 @@ def groups(lines: list[dict[str, Any]], names: list[str], size: str | None) -> C
     unit = _unit(size)
     layout = {
         "height": 110 + 27 * len(lines),
-        "xaxis": axis(f"share of {unit} (%)", rangemode="tozero"),
+        "xaxis": axis(f"share of {label(unit)} (%)", rangemode="tozero"),
         "yaxis": axis(None, tickmode="array", tickvals=places, ticktext=[label(n, 22) for n in names],
                       range=[len(lines) - 0.4, -0.6]),
     }  # fmt: skip
     caption = f"Rings show each group's share of {unit} in the pool, diamonds its share of what was kept."
     caption += " A diamond to the right of its ring means the selection favours the group."
-    return chart("groups", traces, layout, caption=caption,
-                 alt=f"Shares of {len(lines)} groups before and after the selection; the table has the numbers.")  # fmt: skip
+    alt = f"Shares of {len(lines)} groups before and after the selection; the table has the numbers."
+    return chart("groups", traces, layout, alt=alt, caption=caption)
 
 
 def _unit(size: str | None) -> str:
@@ -158,8 +159,8 @@ def weights(run: Run) -> Chart | None:
     ticks = log_ticks(float(edges[0]), float(edges[-1])) if found.log else {}
     layout = {"xaxis": axis("weight", showgrid=False, **ticks), "yaxis": axis("rows", rangemode="tozero"),
               "showlegend": False, "height": 290}  # fmt: skip
-    words = "Each bar counts the kept rows whose weight lies in one range; a long right tail means that a few rows"
-    words += " carry much of the training signal."
+    words = "Each bar counts the kept rows whose weight lies in one range."
+    words += " A long right tail means that a few rows carry much of the training signal."
     alt = f"Histogram of {count(values.size)} weights from {number(float(values.min()))} to "
     alt += f"{number(float(values.max()))}."
     return chart("weights", [_bars(found, counts, "rows", "kept")], layout, alt=alt, caption=words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -127,7 +127,7 @@ def correlations(run: Run) -> list[dict[str, Any]]:
     for score in (name for name in run.scores if name not in run.lengths):
         for length in run.lengths:
             pair = pl.DataFrame({"a": finite(run.frame[score]), "b": finite(run.frame[length])}).drop_nulls()
-            rank, linear = (_correlation(pair, method) for method in ("spearman", "pearson"))
+            rank, linear = _correlation(pair, "spearman"), _correlation(pair, "pearson")
             strong = max(abs(rank or 0.0), abs(linear or 0.0)) > STRONG
             lines.append(
                 {
@@ -138,10 +138,10 @@ def correlations(run: Run) -> list[dict[str, Any]]:
     return lines
 
 
-def _correlation(pair: pl.DataFrame, method: str) -> float | None:
+def _correlation(pair: pl.DataFrame, method: Literal["spearman", "pearson"]) -> float | None:
     if pair.height < 3 or pair["a"].n_unique() < 2 or pair["b"].n_unique() < 2:
         return None
-    value = pair.select(pl.corr("a", "b", method=method)).item()  # type: ignore[arg-type]
+    value = pair.select(pl.corr("a", "b", method=method)).item()
     return None if value is None or value != value else float(value)
 
 

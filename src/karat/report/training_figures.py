@@ -66,8 +66,8 @@ def _arm(name: str, lines: list[dict[float, float]], colour: str, dash: str) -> 
         spread = [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values]
         upper = [m + s for m, s in zip(mean, spread, strict=True)]
         lower = [m - s for m, s in zip(mean, spread, strict=True)]
-        traces.append(go.Scatter(x=steps + steps[::-1], y=upper + lower[::-1], fill="toself", line={"width": 0},
-                                 fillcolor=LIGHT[f"{colour}_band"], **quiet))  # fmt: skip
+        band = {"fill": "toself", "line": {"width": 0}, "fillcolor": LIGHT[f"{colour}_band"]}
+        traces.append(go.Scatter(x=steps + steps[::-1], y=upper + lower[::-1], **band, **quiet))
         traces += [
             go.Scatter(x=sorted(line), y=[line[s] for s in sorted(line)], opacity=0.45,
                        line={"color": LIGHT[colour], "width": 0.9}, **quiet)
@@ -76,7 +76,8 @@ def _arm(name: str, lines: list[dict[float, float]], colour: str, dash: str) -> 
     shown = label(name)
     traces.append(
         go.Scatter(
-            x=steps, y=mean, mode="lines+markers" if len(steps) < 40 else "lines", name=shown, marker={"size": 4},
+            x=steps, y=mean, mode="lines+markers" if len(steps) < 40 else "lines", name=shown,
+            marker={"size": 4},
             line={"color": LIGHT[colour], "width": 2.6, "dash": dash}, customdata=[number(m) for m in mean],
             hovertemplate="step %{x:,}<br>%{customdata}<extra>%{fullData.name}</extra>",
         )
@@ -91,6 +92,7 @@ def differences(training: dict[str, Any], comparisons: list[dict[str, Any]]) -> 
         return None
     places = list(range(len(usable)))
     middle = [float(c["difference"]) for c in usable]
+    names = [label(str(c.get("label") or c.get("against")), 26) for c in usable]
     words = [f"{number(c['difference'])} ({number(c['low'])} to {number(c['high'])})" for c in usable]
     trace = go.Scatter(
         x=middle, y=places, mode="markers", marker={"color": LIGHT["kept"], "size": 12, "symbol": "diamond"},
@@ -108,12 +110,15 @@ def differences(training: dict[str, Any], comparisons: list[dict[str, Any]]) -> 
         "margin": {"l": 48, "r": 12, "t": 10, "b": 44},
         "xaxis": axis(f"difference, {label(unit, 24)}",
                       range=[min(ends) - pad, max(ends) + pad]),
-        "yaxis": axis(None, tickmode="array", tickvals=places, range=[len(usable) - 0.5, -0.5], showgrid=False,
-                      ticktext=[f"against {label(str(c.get('label') or c.get('against')), 26)}" for c in usable]),
+        "yaxis": axis(None, tickmode="array", tickvals=places, showgrid=False,
+                      range=[len(usable) - 0.5, -0.5],
+                      ticktext=[f"against {name}" for name in names]),
         "shapes": [{"type": "line", "x0": 0, "x1": 0, "y0": 0, "y1": 1, "yref": "paper",
                     "line": {"color": LIGHT["ink"], "width": 1.5, "dash": "5px,4px"}}],
     }  # fmt: skip
-    caption = "The diamond is the mean difference over paired seeds, the line its interval, the dashed line zero."
+    caption = (
+        "The diamond is the mean difference over paired seeds, the line its interval, the dashed line zero."
+    )
     caption += f" Further {better} is better for the selection."
     caption += " A line that crosses zero is no evidence of a difference."
     return chart("differences", [trace], layout, caption=caption,

@@ -26,7 +26,13 @@ def number(value: Any, digits: int = 4) -> str:
         return DASH
     if value.is_integer() and 1000 <= abs(value) < 1e15:
         return count(int(value))
-    text = f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e9 else f"{value:.3g}"
+    text = (
+        f"{value:.{digits}g}"
+        if abs(value) < 1000
+        else f"{value:,.0f}"
+        if abs(value) < 1e9
+        else f"{value:.3g}"
+    )
     return text.replace("-", MINUS)
 
 
@@ -63,6 +69,15 @@ def seconds(value: Any) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def moment(text: Any) -> str:
+    """An ISO time as "2026-11-20 10:03:41 UTC"; anything else as it is."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d)?", str(text))
+    if not match:
+        return str(text)
+    zone = {"+00:00": " UTC", "Z": " UTC", None: ""}.get(match[3], f" {match[3]}")
+    return f"{match[1]} {match[2]}{zone}"
 
 
 def visible(text: str) -> str:

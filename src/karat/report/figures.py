@@ -127,7 +127,7 @@ def _base() -> dict[str, Any]:
         "margin": {"l": 48, "r": 12, "t": 34, "b": 44},
         "legend": {"orientation": "h", "x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom",
                    "font": {"size": 12.5, "color": LIGHT["ink"]},
-                   "itemclick": False, "itemdoubleclick": False},
+                   "itemclick": False, "itemdoubleclick": False, "traceorder": "normal"},
         "hoverlabel": {"bgcolor": LIGHT["paper"], "bordercolor": LIGHT["quiet"],
                        "align": "left", "namelength": -1,
                        "font": {"family": FONT, "size": 12.5, "color": LIGHT["ink"]}},

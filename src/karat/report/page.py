@@ -68,7 +68,7 @@ def render(run: Run, run_dir: str) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined
     )
-    return environment.from_string(_file("report.html")).render(values)
+    return environment.from_string(_file("report.html")).render(values).lstrip()
 
 
 def _file(name: str) -> str:

@@ -33,6 +33,8 @@ def histogram(run: Run, column: str, key: str, cut: Cut | None) -> Chart | None:
         place = float(np.log10(max(cut.value, 1e-300))) if found.log else cut.value
         place = float(np.clip(place, found.edges[0], found.edges[-1]))
         layout.update(cut_line(place, text=f"cut {number(cut.value)}"))
+        highest = float((found.kept + found.dropped).max())
+        layout["yaxis"]["range"] = [0, 1.13 * highest]  # room for the word above the bars
     words = "Each bar counts the rows in one range of the score; the coloured part was kept."
     words += " The dashed line is the score of the last row kept." if marked else ""
     words += " The axis is logarithmic." if found.log else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import polars as pl
 
@@ -144,7 +144,7 @@ def _pool_ids(
     from karat.rows import from_frame
 
     frame = pool.collect() if isinstance(pool, pl.LazyFrame) else pool
-    ids: pl.Series = from_frame(frame, layout=layout, columns=columns).view["id"]
+    ids: pl.Series = from_frame(frame, layout=cast(Any, layout), columns=dict(columns or {})).view["id"]
     return ids
 
 

@@ -156,9 +156,9 @@ def _conversations(loaded: Loaded, name: str, options: RowOptions) -> tuple[pl.D
         prompts.append(prompt)
         responses.append(response)
         good.append(problem is None)
-    prompt, response = pl.Series(prompts, dtype=pl.String), pl.Series(responses, dtype=pl.String)
+    asked, answered = pl.Series(prompts, dtype=pl.String), pl.Series(responses, dtype=pl.String)
     loaded.skipped["bad turns"] += good.count(False)
-    return _view(_join(prompt, response), prompt, response), pl.Series("good", good, dtype=pl.Boolean)
+    return _view(_join(asked, answered), asked, answered), pl.Series("good", good, dtype=pl.Boolean)
 
 
 def _turns(turns: Any, role: str, content: str) -> tuple[str | None, str | None, str | None]:

@@ -34,7 +34,7 @@ def read_arrow(path: Path) -> Loaded:
     with path.open("rb") as file:
         stream = file.read(6) != b"ARROW1"
     try:
-        return Loaded(pl.read_ipc_stream(path) if stream else pl.read_ipc(path, memory_map=False), str(path))
+        return Loaded(pl.read_ipc_stream(path) if stream else pl.read_ipc(path), str(path))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise DataError(f"is not a readable Arrow file: {_first_line(error)}", where=str(path)) from None
 

@@ -14,6 +14,7 @@ from karat.errors import DataError, SelectionError
 from karat.parts import Selector
 from karat.reweight.select.gumbel_top_k import GumbelTopK
 from karat.reweight.select.top_k import TopK
+from karat.rows import from_frame
 from karat.selecting import ranked
 
 SCORES = pl.DataFrame(
@@ -54,7 +55,7 @@ def test_weigh_gives_the_same_type_back(form: str, own_ids: bool) -> None:
     chosen = karat.select(BEST, SCORES)
     if not own_ids:
         pool = pool.drop("id")
-        ids = karat.rows.from_frame(pool).view["id"]
+        ids = from_frame(pool).view["id"]
         chosen = pl.DataFrame({"id": ids.reverse(), "weight": [0.0, 1.0, 1.0]})
     given = FORMS[form](pool)
     weighed = karat.weigh(given, chosen)
@@ -126,7 +127,7 @@ def test_token_budgets_ask_for_the_length_scorer() -> None:
 
 def test_tables_that_are_none() -> None:
     for table in (None, [1], {"id": ["a"]}, datasets.DatasetDict({"train": FORMS["datasets"](SCORES)})):
-        with pytest.raises(DataError, match="cannot read a table|one split"):
+        with pytest.raises(DataError, match=r"cannot read a table|one split"):
             karat.select(BEST, table)
 
 

@@ -41,7 +41,7 @@ SCORE = st.none() | st.sampled_from([-1.0, 0.0, -0.0, 0.5, 1.0, 2.0])
 
 @st.composite
 def tables(draw: Any) -> pl.DataFrame:
-    ids = draw(st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=25, unique=True))
+    ids = draw(st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=16, unique=True))
     n = len(ids)
 
     def column(values: Any) -> Any:
@@ -73,7 +73,7 @@ def kept(result: pl.DataFrame) -> set[str]:
 
 
 @EVERY
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(scores=tables())
 def test_the_contract(part: Selector, scores: pl.DataFrame) -> None:
     before = scores.clone()
@@ -95,7 +95,7 @@ def test_the_contract(part: Selector, scores: pl.DataFrame) -> None:
 
 
 @EVERY
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(scores=tables(), order=st.randoms(use_true_random=False))
 def test_the_order_of_the_rows_changes_nothing(part: Selector, scores: pl.DataFrame, order: Any) -> None:
     shuffle = list(range(scores.height))
@@ -116,7 +116,7 @@ def test_the_order_of_the_rows_changes_nothing(part: Selector, scores: pl.DataFr
     ],
     ids=["top_k", "gumbel", "random", "quota", "floor"],
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(scores=tables())
 def test_budgets_nest_and_are_never_exceeded(part: Any, unit: str, scores: pl.DataFrame) -> None:
     total = scores.height if unit == "rows" else scores["length.tokens"].sum()
@@ -136,7 +136,7 @@ def test_budgets_nest_and_are_never_exceeded(part: Any, unit: str, scores: pl.Da
 
 
 @pytest.mark.parametrize("kind", ["top_k", "random", "gumbel_top_k"])
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(scores=tables(), data=st.data())
 def test_quotas_and_floors_hold(kind: str, scores: pl.DataFrame, data: Any) -> None:
     budget_in, quota_in, floor_in = (data.draw(st.sampled_from(["rows", "tokens"])) for _ in range(3))
@@ -159,7 +159,7 @@ def test_quotas_and_floors_hold(kind: str, scores: pl.DataFrame, data: Any) -> N
 
 
 @pytest.mark.parametrize("part", [Random(budget=1, seed=4), GumbelTopK(by="x", budget=1, seed=4)])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(scores=tables())
 def test_a_shard_keeps_the_order_of_the_whole(part: Any, scores: pl.DataFrame) -> None:
     whole = selected(part, scores).drop_nulls("rank").sort("rank")["id"].to_list()

@@ -59,9 +59,7 @@ def test_extreme_hashes_stay_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 36 < high < 37
 
 
-def orders_by_plackett_luce(
-    scores: dict[str, float], temperature: float, k: int
-) -> dict[tuple[str, ...], float]:
+def plackett_luce(scores: dict[str, float], temperature: float) -> dict[tuple[str, ...], float]:
     weight = {id_: math.exp(score / temperature) for id_, score in scores.items()}
     found = {}
     for order in itertools.permutations(scores):

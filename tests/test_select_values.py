@@ -296,7 +296,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(ROWS, st.integers(1, 30), st.integers(1, 12), st.integers(0, 5))
 def test_equals_a_plain_loop(rows: list[tuple[int, int, str]], limit: int, quota: int, floor: int) -> None:
     table = [(f"r{i}", float(x), t, g) for i, (x, t, g) in enumerate(rows)]

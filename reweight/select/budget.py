@@ -9,7 +9,7 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, GetCoreSchemaHandler, Tag
+from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import PydanticCustomError, core_schema
 
 from karat.errors import SelectionError
@@ -139,20 +139,28 @@ def _parsed(written: object) -> tuple[Fraction, Unit, bool]:
     return (amount / 100 if percent else amount), unit, percent
 
 
-def _group_name(name: Any) -> Any:
-    # YAML reads a group called 2024 as a number.
-    return str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+def _per_group(given: Any) -> Any:
+    """Sorted, so that equal mappings hash alike; a mapping is checked here, so that errors name the group."""
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        return _validated(given)
+    if not given:
+        raise PydanticCustomError("budget", "names no group; leave it out, or write one budget for all")
+    found: dict[str, Budget] = {}
+    for name, written in given.items():
+        # YAML reads a group called 2024 as a number.
+        if not isinstance(name, str | int) or isinstance(name, bool):
+            raise PydanticCustomError("budget", "group {name} is no text; quote it", {"name": repr(name)})
+        try:
+            found[str(name)] = Budget(written)
+        except SelectionError as error:
+            raise PydanticCustomError(
+                "budget", "group {name}: {problem}", {"name": repr(name), "problem": str(error)}
+            ) from None
+    return dict(sorted(found.items()))
 
 
-def _sorted(groups: dict[str, Budget]) -> dict[str, Budget]:
-    return dict(sorted(groups.items()))
-
-
-_Groups = Annotated[
-    dict[Annotated[str, BeforeValidator(_group_name)], Budget], Field(min_length=1), AfterValidator(_sorted)
-]
-PerGroup = Annotated[
-    Annotated[Budget, Tag("all")] | Annotated[_Groups, Tag("each")],
-    Discriminator(lambda value: "each" if isinstance(value, Mapping) else "all"),
-]
+# The mapping stands first: a Budget serialises by str(), which would take a mapping as well.
+PerGroup = Annotated[dict[str, Budget] | Budget | None, BeforeValidator(_per_group)]
 """One budget for every group, or a mapping of group -> budget in which "*" is for the groups not named."""

@@ -55,10 +55,10 @@ class Budgeted(Selector):
         None, description="column whose values become the weights, scaled to mean one; default: all 1"
     )
     group_by: str = Field("group", description="column that quota and floor go by")
-    quota: PerGroup | None = Field(
+    quota: PerGroup = Field(
         None, description="at most so much of each group: 30% (of the budget), or {group: 500 rows, '*': 10%}"
     )
-    floor: PerGroup | None = Field(None, description="at least so much of each group, written like quota")
+    floor: PerGroup = Field(None, description="at least so much of each group, written like quota")
     tokens: str = Field("length.tokens", description="column that token budgets count")
 
     @abstractmethod

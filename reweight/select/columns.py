@@ -37,8 +37,6 @@ def measurement(scores: pl.DataFrame, name: str, *, finite: bool = False) -> pl.
         refuse(scores, values.is_nan(), name, "is NaN: a bug in the scorer", "no score is written as null")
         if finite:
             refuse(scores, values.is_infinite(), name, "is infinite", "it cannot be a log-weight")
-        # 0.0 and -0.0 are one score; so is a tie between them.
-        return values + 0.0
     return values
 
 

@@ -16,7 +16,7 @@ Amounts = dict[str, tuple[Unit, int]]
 
 
 def amounts(
-    which: Literal["quota", "floor"], given: PerGroup | None, groups: list[str], limit: int, unit: Unit
+    which: Literal["quota", "floor"], given: PerGroup, groups: list[str], limit: int, unit: Unit
 ) -> Amounts:
     """Group -> (unit, amount); a percentage is of the budget, in the budget's unit, rounded down.
 
@@ -43,7 +43,7 @@ def amounts(
     return found
 
 
-def check_names(which: Literal["quota", "floor"], given: PerGroup | None, groups: list[str]) -> None:
+def check_names(which: Literal["quota", "floor"], given: PerGroup, groups: list[str]) -> None:
     """Raise SelectionError for a named group that no row has."""
     for name in [] if given is None or isinstance(given, Budget) else given:
         if name != OTHERS and name not in groups:

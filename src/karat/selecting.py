@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+<<<<<<< HEAD
 from typing import Any, TypeVar, cast
+=======
+from typing import TYPE_CHECKING, Any, TypeVar
+>>>>>>> select
 
 import polars as pl
 
 from karat.errors import DataError, SelectionError, closest
 from karat.parts import Selector
+
+if TYPE_CHECKING:
+    from karat.rows.specs import Layout
 
 Pool = TypeVar("Pool")
 
@@ -50,7 +57,7 @@ def weigh(
     chosen: pl.DataFrame,
     *,
     drop: bool = True,
-    layout: str | None = None,
+    layout: Layout | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> Pool:
     """The user's own pool with a column `weight` (Float64) taken from `chosen` by id; the same type back.
@@ -137,14 +144,18 @@ def _ids(ids: pl.Series, where: str) -> pl.Series:
 
 
 def _pool_ids(
-    pool: Any, names: list[str], layout: str | None, columns: Mapping[str, str] | None
+    pool: Any, names: list[str], layout: Layout | None, columns: Mapping[str, str] | None
 ) -> pl.Series:
     if "id" in names and not (columns or {}).get("id"):
         return _ids(as_polars(pool, ["id"])["id"], "the pool")
     from karat.rows import from_frame
 
     frame = pool.collect() if isinstance(pool, pl.LazyFrame) else pool
+<<<<<<< HEAD
     ids: pl.Series = from_frame(frame, layout=cast(Any, layout), columns=dict(columns or {})).view["id"]
+=======
+    ids: pl.Series = from_frame(frame, layout=layout, columns=dict(columns or {})).view["id"]
+>>>>>>> select
     return ids
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-<<<<<<< HEAD
-from typing import Any, TypeVar, cast
-=======
 from typing import TYPE_CHECKING, Any, TypeVar
->>>>>>> select
 
 import polars as pl
 
@@ -151,11 +147,7 @@ def _pool_ids(
     from karat.rows import from_frame
 
     frame = pool.collect() if isinstance(pool, pl.LazyFrame) else pool
-<<<<<<< HEAD
-    ids: pl.Series = from_frame(frame, layout=cast(Any, layout), columns=dict(columns or {})).view["id"]
-=======
     ids: pl.Series = from_frame(frame, layout=layout, columns=dict(columns or {})).view["id"]
->>>>>>> select
     return ids
 
 

@@ -1,4 +1,4 @@
-"""karat schedule: what is wrong is said before anything starts; what is right fires, ends, and leaves nothing."""
+"""karat schedule: what is wrong is said before anything starts; what is right fires, ends and tidies up."""
 
 from __future__ import annotations
 

@@ -61,18 +61,20 @@ def log_level(level: str, *, verbose: bool) -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(level)
     for handler in handlers:
-        handler.addFilter(_raised_anyway)
+        handler.addFilter(_worth_showing)
     try:
         yield
     finally:
         for logger, old in zip(loggers, before, strict=True):
             logger.setLevel(old)
         for handler in handlers:
-            handler.removeFilter(_raised_anyway)
+            handler.removeFilter(_worth_showing)
 
 
-def _raised_anyway(record: logging.LogRecord) -> bool:
-    """A logging filter: False for a line that repeats the exception which the flow is about to raise."""
+def _worth_showing(record: logging.LogRecord) -> bool:
+    """A logging filter: False for what the caller hears anyway, and for the patience of Prefect's queues."""
+    if record.name in ("EventsWorker", "APILogWorker"):
+        return record.levelno > logging.WARNING
     if record.name not in ("prefect.flow_runs", "prefect.task_runs"):
         return True
     return not record.exc_info and not str(record.msg).startswith("Finished in state")

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 """Set only where the user has not; offline, the server would log a failed call at every start."""
+QUIET_WORKERS = {
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_LOGGERS_PREFECT_TASK_RUNS_LEVEL": "CRITICAL",
+}
+"""For worker processes, which set up their logging before they hear of ours; what fails is raised here."""
 LOOPBACK = "127.0.0.1"
 
 _lock = threading.RLock()
@@ -80,9 +85,12 @@ def _enter(
 
     from karat.flows.stale import mark_crashed
 
-    level = "INFO" if verbose else "WARNING"
-    stack.enter_context(log_level(level, verbose=verbose))
     current = get_current_settings()
+    verbose = verbose or "level" in current.logging.model_fields_set  # the user has chosen one
+    level = current.logging.level if verbose else "WARNING"
+    stack.enter_context(log_level(level, verbose=verbose))
+    if not verbose:
+        stack.enter_context(environment({k: v for k, v in QUIET_WORKERS.items() if k not in os.environ}))
     updates: dict[str, Any] = {
         "logging.level": level,
         "flows.heartbeat_frequency": None,  # joining its thread costs a second per flow run

@@ -96,7 +96,14 @@ def _serve(
     )
     if asyncio.iscoroutine(deployment):
         raise RuntimeError("schedule() cannot be called from a running event loop")
-    runner = Runner(name=name, limit=1, pause_on_shutdown=True)
+
+    class TidyRunner(Runner):
+        """Prefect's own answer to SIGTERM neither pauses the schedule nor waits for the run."""
+
+        def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+            _interrupt()
+
+    runner = TidyRunner(name=name, limit=1, pause_on_shutdown=True)
     number = runner.add_deployment(deployment)
     page = get_current_settings().ui_url or url.removesuffix("/api")
     due = next_due(plan)
@@ -106,13 +113,13 @@ def _serve(
     tell(f"watch: {page}/deployments/deployment/{number}   API: {url}")
     tell("Ctrl-C ends it and pauses the schedule")
     try:
-        asyncio.run(_until_stopped(runner))
+        asyncio.run(runner.start())
     except KeyboardInterrupt:
         tell(f"stopped; the schedule of {name!r} is paused until it is served again")
 
 
-async def _until_stopped(runner: Any) -> None:
-    await runner.start()
+def _interrupt(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @contextmanager
@@ -121,7 +128,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:

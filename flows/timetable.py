@@ -54,28 +54,29 @@ def timetable(cron: str | None, interval: timedelta | None, timezone: str | None
         return Interval(interval, anchor_date=datetime.now(UTC), timezone=zone)
     if cron is None:
         raise AssertionError("one of the two was given")
-    next_due(Cron(cron, timezone=zone))
-    return Cron(cron, timezone=zone)
+    try:
+        schedule = Cron(cron, timezone=zone)
+    except ValueError as error:
+        raise ConfigError(f"{cron!r} is not a cron expression", where="--cron", hint=CRON_HINT) from error
+    next_due(schedule)
+    return schedule
 
 
 def next_due(schedule: Schedule) -> datetime:
     """The next moment at which the schedule fires, in its own time zone."""
     from prefect.server.schemas.schedules import CronSchedule, IntervalSchedule
-    from pydantic import ValidationError
 
+    model: CronSchedule | IntervalSchedule
+    if schedule.interval is not None:
+        model = IntervalSchedule(
+            interval=schedule.interval, anchor_date=schedule.anchor_date, timezone=schedule.timezone
+        )
+    else:
+        model = CronSchedule(cron=schedule.cron or "", timezone=schedule.timezone)
     try:
-        if schedule.interval is not None:
-            anchor = schedule.anchor_date
-            model: CronSchedule | IntervalSchedule = IntervalSchedule(
-                interval=schedule.interval, anchor_date=anchor, timezone=schedule.timezone
-            )
-        else:
-            model = CronSchedule(cron=schedule.cron or "", timezone=schedule.timezone)
         dates = asyncio.run(model.get_dates(1))
-    except (ValidationError, ValueError) as error:
-        raise ConfigError(
-            f"{schedule.cron!r} is not a cron expression", where="--cron", hint=CRON_HINT
-        ) from error
+    except ValueError:  # cron's reader gives up on a date that never comes, as the 30th of February
+        dates = []
     if not dates:
         raise ConfigError(f"{schedule.cron!r} never comes due", where="--cron", hint=CRON_HINT)
     due: datetime = dates[0]

@@ -69,6 +69,27 @@ def test_settings_that_bypass_the_loss_are_refused(tmp_path: Path) -> None:
     assert "row numbers" in refuse(cls=OwnLoss)
     assert "packing" in refuse(collator=DataCollatorWithFlattening())
     assert "dictionary" in refuse(collator=lambda features: [1, 2])
+    assert "as list" in refuse(collator=lambda features: {**pad(features), "labels": [1] * len(features)})
+    assert "without labels" in refuse(collator=lambda features: {"input_ids": pad(features)["input_ids"]})
+
+
+def test_two_callbacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightError, match="two ReweightCallbacks"):
+        train(tmp_path, llama(), rows(4), [ReweightCallback(), ReweightCallback()])
+
+
+class Reporter(TrainerCallback):
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.seen.append(dict(logs))
+
+
+def test_reporters_before_the_callback_see_its_figures(tmp_path: Path) -> None:
+    reporter = Reporter()
+    train(tmp_path, llama(), rows(8), [reporter, ReweightCallback()])
+    assert all("karat/largest_weight" in logs for logs in reporter.seen[:2])
 
 
 def test_datasets_and_models_without_a_way_are_refused(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def train(
         args=TrainingArguments(output_dir=str(folder), **settings),
         train_dataset=data,
         data_collator=collator,
-        callbacks=[callback] if callback is not None else None,
+        callbacks=callback if isinstance(callback, list) else [callback] if callback is not None else None,
         **extra,
     )
     trainer.train(resume_from_checkpoint=resume)

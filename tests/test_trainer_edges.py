@@ -235,6 +235,26 @@ def test_evaluation_is_untouched(tmp_path: Path) -> None:
     assert len(losses[0]) == 3
 
 
+class Probe(TrainerCallback):
+    """Looks at the loss of a training batch in evaluation mode."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, batch = kwargs["model"], next(iter(kwargs["train_dataloader"]))
+        model.eval()
+        with torch.no_grad():
+            carried = model(**batch).loss
+            batch.pop("karat")
+            assert torch.equal(carried, model(**batch).loss)
+        model.train()
+
+
+def test_a_training_batch_in_evaluation_mode_has_the_stock_loss(tmp_path: Path) -> None:
+    data = with_weights(rows(12), range(1, 13))
+    _, plain = train(tmp_path, llama(), data, ReweightCallback(LinUpper()))
+    _, probed = train(tmp_path, llama(), data, [ReweightCallback(LinUpper()), Probe()])
+    assert identical(plain, probed)
+
+
 def test_a_callback_added_later_finds_the_dropped_column(tmp_path: Path) -> None:
     data, options = with_weights(rows(12), range(12)), {"train_sampling_strategy": "sequential"}
     _, expected = train(tmp_path, llama(), data, ReweightCallback(), **options)

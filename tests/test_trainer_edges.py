@@ -69,6 +69,27 @@ def test_settings_that_bypass_the_loss_are_refused(tmp_path: Path) -> None:
     assert "row numbers" in refuse(cls=OwnLoss)
     assert "packing" in refuse(collator=DataCollatorWithFlattening())
     assert "dictionary" in refuse(collator=lambda features: [1, 2])
+    assert "as list" in refuse(collator=lambda features: {**pad(features), "labels": [1] * len(features)})
+    assert "without labels" in refuse(collator=lambda features: {"input_ids": pad(features)["input_ids"]})
+
+
+def test_two_callbacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightError, match="two ReweightCallbacks"):
+        train(tmp_path, llama(), rows(4), [ReweightCallback(), ReweightCallback()])
+
+
+class Reporter(TrainerCallback):
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.seen.append(dict(logs))
+
+
+def test_reporters_before_the_callback_see_its_figures(tmp_path: Path) -> None:
+    reporter = Reporter()
+    train(tmp_path, llama(), rows(8), [reporter, ReweightCallback()])
+    assert all("karat/largest_weight" in logs for logs in reporter.seen[:2])
 
 
 def test_datasets_and_models_without_a_way_are_refused(tmp_path: Path) -> None:
@@ -212,6 +233,26 @@ def test_evaluation_is_untouched(tmp_path: Path) -> None:
     losses = [[e["eval_loss"] for e in t.state.log_history if "eval_loss" in e] for t in (stock, ours)]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 3
+
+
+class Probe(TrainerCallback):
+    """Looks at the loss of a training batch in evaluation mode."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, batch = kwargs["model"], next(iter(kwargs["train_dataloader"]))
+        model.eval()
+        with torch.no_grad():
+            carried = model(**batch).loss
+            batch.pop("karat")
+            assert torch.equal(carried, model(**batch).loss)
+        model.train()
+
+
+def test_a_training_batch_in_evaluation_mode_has_the_stock_loss(tmp_path: Path) -> None:
+    data = with_weights(rows(12), range(1, 13))
+    _, plain = train(tmp_path, llama(), data, ReweightCallback(LinUpper()))
+    _, probed = train(tmp_path, llama(), data, [ReweightCallback(LinUpper()), Probe()])
+    assert identical(plain, probed)
 
 
 def test_a_callback_added_later_finds_the_dropped_column(tmp_path: Path) -> None:

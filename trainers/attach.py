@@ -97,8 +97,13 @@ class Collate:
         absent = weights == 0
         for name in ("labels", "shift_labels"):
             labels = batch.get(name)
-            if not isinstance(labels, torch.Tensor):
+            if labels is None:
                 continue
+            if not isinstance(labels, torch.Tensor):
+                raise WeightError(
+                    f"the collator returns {name} as {type(labels).__name__}, which the Trainer cannot count",
+                    hint="return a tensor",
+                )
             if labels.ndim == 0 or labels.shape[0] != len(weights):
                 raise WeightError(
                     f"{len(weights)} rows were collated into {name} of shape {list(labels.shape)}: which "
@@ -129,6 +134,10 @@ def attach(
     """Make the loader's batches carry rows, weights and groups; returns what undoes it."""
     base = base_loader(loader)
     dataset, collate = base.dataset, base.collate_fn
+    if isinstance(dataset, NumberedRows):
+        raise WeightError(
+            "two ReweightCallbacks are in one Trainer", hint="keep one; a row has one weight in a step"
+        )
     # DataLoader refuses `dataloader.dataset = ...`; its __dict__ does not.
     base.__dict__["dataset"] = NumberedRows(dataset)
     base.collate_fn = Collate(collate, weights, groups, drop)

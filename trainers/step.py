@@ -91,7 +91,7 @@ class WeightedStep:
                 labels = labels[..., 1:]
             present = batch[KEY]["weights"] > 0
             if not labels.is_floating_point():
-                present = present & labels.ne(-100).view(len(labels), -1).any(dim=1)
+                present = present & labels.ne(-100).reshape(len(labels), -1).any(dim=1)
             count = count.to(present.device) + present.sum()
         self.window_samples = distributed.total(count.to(next(self.base.parameters()).device))
         self.window_batches = max(1, len(batches))
@@ -134,9 +134,10 @@ class WeightedStep:
         if cargo is None:
             raise WeightError("the weighted loss was called outside a training batch")
         losses = self.family(*args, **kwargs)
-        if losses.elements.shape[0] != len(cargo.rows):
+        shape = tuple(losses.elements.shape)
+        if len(shape) != 2 or shape[0] != len(cargo.rows):
             raise WeightError(
-                f"the model scored {losses.elements.shape[0]} samples for a batch of {len(cargo.rows)} rows",
+                f"the model scored losses of shape {list(shape)} for a batch of {len(cargo.rows)} rows",
                 where=type(self.base).__name__,
                 hint="turn packing and padding-free batches off",
             )

@@ -71,6 +71,7 @@ def _tiny(max_length: int) -> LanguageModel:
         bos_token_id=BOS,
         eos_token_id=EOS,
         pad_token_id=PAD,
+        initializer_range=0.08,
         use_cache=False,
     )
     return LanguageModel(LlamaForCausalLM(config), byte_tokenizer(), BOS, EOS, PAD)

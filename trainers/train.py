@@ -126,6 +126,7 @@ def _trainer(
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.rate,
         lr_scheduler_type="cosine",
+        adam_beta2=0.95,
         warmup_steps=math.ceil(settings.warmup * settings.steps),
         seed=seed,
         logging_strategy="no",

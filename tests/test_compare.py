@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -25,6 +25,7 @@ def test_by_hand() -> None:
     assert (found.seeds, found.level, found.method, found.note) == (3, 0.95, "paired t", None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(finite, finite), min_size=3, max_size=9), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
 def test_as_scipy(pairs: list[tuple[float, float]], level: float) -> None:
     one, other = np.array(pairs).T

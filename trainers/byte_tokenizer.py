@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,10 +35,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     core.add_special_tokens(["<s>", "</s>", "<pad>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",  # noqa: S106 - a token of text, not of access
-        clean_up_tokenization_spaces=False,
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    made: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+    tokenizer: PreTrainedTokenizerFast = made(
+        tokenizer_object=core, clean_up_tokenization_spaces=False, **special
     )
+    return tokenizer

@@ -28,7 +28,8 @@ class LanguageModel:
     @property
     def vocabulary(self) -> int:
         """Width of the logits."""
-        return int(self.model.config.get_text_config().vocab_size)
+        config: Any = self.model.config
+        return int(config.get_text_config().vocab_size)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of each text, without BOS and EOS; text that spells a special token stays text."""
@@ -70,6 +71,7 @@ def _tiny(max_length: int) -> LanguageModel:
         bos_token_id=BOS,
         eos_token_id=EOS,
         pad_token_id=PAD,
+        initializer_range=0.08,
         use_cache=False,
     )
     return LanguageModel(LlamaForCausalLM(config), byte_tokenizer(), BOS, EOS, PAD)

@@ -30,11 +30,11 @@ class TrainSettings(BaseModel):
     """Peak of a cosine schedule; None: 0.004 for "tiny", 0.00002 for a pretrained model."""
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of the steps over which the learning rate rises."""
-    max_length: int = Field(default=256, ge=2)
+    max_length: int = Field(default=128, ge=2)
     """Tokens in a block; longer rows become several blocks, none of it is cut off."""
     seeds: tuple[int, ...] = (1, 2, 3)
     evaluate_every: PositiveInt = 50
-    evaluate_rows: PositiveInt | None = 200
+    evaluate_rows: PositiveInt | None = 100
     """At most this many held-out rows, drawn by the hash of their id; None: all of them."""
     reweighter: AnyReweighter | None = None
     """Adapts the weights of the selection's arm to its losses; controls train without."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -127,6 +126,7 @@ def _trainer(
         gradient_accumulation_steps=settings.gradient_accumulation,
         learning_rate=settings.rate,
         lr_scheduler_type="cosine",
+        adam_beta2=0.95,
         warmup_steps=math.ceil(settings.warmup * settings.steps),
         seed=seed,
         logging_strategy="no",
@@ -191,7 +191,7 @@ def _write(lm: LanguageModel, result: ArmResult, partial: Path, out: Path) -> No
     text = json.dumps(asdict(result), indent=1, allow_nan=False) + "\n"
     (partial / METRICS).write_text(text, encoding="utf-8")
     for path in sorted(partial.iterdir(), key=lambda path: (path.name == METRICS, path.name)):
-        os.replace(path, out / path.name)
+        path.replace(out / path.name)
 
 
 @contextmanager
@@ -199,8 +199,9 @@ def _surroundings_kept() -> Iterator[None]:
     """Seeding and silencing are ours; the caller's random state and logging come back afterwards."""
     import numpy as np
     import torch
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging  # its functions have no annotations
     python, numpy, level = random.getstate(), np.random.get_state(), logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     try:

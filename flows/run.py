@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from prefect import flow
@@ -23,13 +23,13 @@ from karat.score_engine import cores
 from karat.store import Store, check_writable, sweep
 
 
-@flow(  # type: ignore[arg-type]
+@flow(
     name="karat run",
     flow_run_name="{config}",
     on_running=[claim],
     validate_parameters=False,
     persist_result=False,
-    task_runner=ThreadPoolTaskRunner(max_workers=cores()),
+    task_runner=cast(Any, ThreadPoolTaskRunner(max_workers=cores())),
 )
 def run(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     """Run one config file to the end; returns what run.json holds."""

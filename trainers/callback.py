@@ -60,7 +60,7 @@ class ReweightCallback(TrainerCallback):
         reduction: Reduction = "token",
     ) -> None:
         try:
-            part: Any = Static() if reweighter is None else load(reweighter, Reweighter)  # type: ignore[type-abstract]
+            part: Any = Static() if reweighter is None else load(reweighter, Reweighter)
         except (PydanticCustomError, ValidationError) as error:
             raise WeightError(str(error), where="reweighter") from error
         if not isinstance(part, Reweighter):

@@ -37,7 +37,7 @@ class TrainSettings(BaseModel):
     evaluate_rows: PositiveInt | None = 100
     """At most this many held-out rows, drawn by the hash of their id; None: all of them."""
     reweighter: AnyReweighter | None = None
-    """Adapts the weights of the selection's arm to its losses; controls train without."""
+    """Adapts the weights to the losses, in every arm alike, so that the arms differ in their rows alone."""
     controls: tuple[Literal["tokens", "tokens+group"], ...] = ("tokens",)
     """Random selections of the same size in tokens, or in tokens of each group."""
     use_weights: bool = True

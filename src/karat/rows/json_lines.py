@@ -40,7 +40,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
                 yield plain  # type: ignore[misc]
         elif magic == b"\x28\xb5\x2f\xfd":
             with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                yield io.BufferedReader(stream)  # type: ignore[type-var]
+                yield io.BufferedReader(stream)
         else:
             yield raw
 

@@ -19,6 +19,14 @@ EXPECTED = {
     "sharegpt": "`conversations` with from and value",
 }
 
+FIELDS = {
+    "text": {"text"},
+    "alpaca": {"prompt", "input", "response"},
+    "prompt_completion": {"prompt", "response"},
+    "messages": {"messages"},
+    "sharegpt": {"messages"},
+}
+
 
 def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
     """The layout that the columns speak of; raises DataError where none or several fit."""
@@ -44,9 +52,13 @@ def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
         return found[0]
     saw = f"the columns are {', '.join(map(repr, frame.columns))}"
     if found:
-        raise DataError(f"could be {' or '.join(found)}; {saw}", where=source, hint=f"set `layout: {found[0]}`")
+        raise DataError(
+            f"could be {' or '.join(found)}; {saw}", where=source, hint=f"set `layout: {found[0]}`"
+        )
     raise DataError(
-        f"no layout fits; {saw}", where=source, hint="name the text: `columns: {text: ...}` or {prompt: ..., response: ...}"
+        f"no layout fits; {saw}",
+        where=source,
+        hint="name the text: `columns: {text: ...}` or {prompt: ..., response: ...}",
     )
 
 
@@ -64,9 +76,21 @@ def fields_of(layout: str, columns: Columns, frame: pl.DataFrame) -> dict[str, s
     return {"messages": columns.messages or ("messages" if layout == "messages" else "conversations")}
 
 
+def _no_strangers(layout: str, columns: Columns, source: str) -> None:
+    named = {name for name, value in columns.model_dump(exclude={"id", "group"}).items() if value is not None}
+    strange = sorted(named - FIELDS[layout])
+    if strange:
+        raise DataError(
+            f"layout {layout} has no field {strange[0]!r}",
+            where=f"{source}, columns.{strange[0]}",
+            hint=f"its fields: {', '.join(sorted(FIELDS[layout]))}",
+        )
+
+
 def to_fields(loaded: Loaded, options: RowOptions, layout: str) -> tuple[pl.DataFrame, pl.Series]:
     """Columns text, prompt, response, and which rows are good; raises DataError for a bad one."""
     frame = loaded.frame
+    _no_strangers(layout, options.columns, loaded.source)
     fields = fields_of(layout, options.columns, frame)
     for field, name in fields.items():
         if name not in frame.columns:
@@ -97,7 +121,8 @@ def as_text(loaded: Loaded, name: str) -> pl.Series:
         value = repr(column[row])
         shown = value if len(value) < 60 else value[:57] + "..."
         raise DataError(
-            f"holds {column.dtype} where text is expected, e.g. {shown}", where=f"{loaded.place(row)}, column {name!r}"
+            f"holds {column.dtype} where text is expected, e.g. {shown}",
+            where=f"{loaded.place(row)}, column {name!r}",
         )
     return column
 
@@ -151,9 +176,9 @@ def _conversations(loaded: Loaded, name: str, options: RowOptions) -> tuple[pl.D
         prompts.append(prompt)
         responses.append(response)
         good.append(problem is None)
-    prompt, response = pl.Series(prompts, dtype=pl.String), pl.Series(responses, dtype=pl.String)
+    asked, answered = pl.Series(prompts, dtype=pl.String), pl.Series(responses, dtype=pl.String)
     loaded.skipped["bad turns"] += good.count(False)
-    return _view(_join(prompt, response), prompt, response), pl.Series("good", good, dtype=pl.Boolean)
+    return _view(_join(asked, answered), asked, answered), pl.Series("good", good, dtype=pl.Boolean)
 
 
 def _turns(turns: Any, role: str, content: str) -> tuple[str | None, str | None, str | None]:

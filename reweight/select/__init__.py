@@ -12,15 +12,26 @@ if __name__ != "karat.reweight.select":
 from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
+    from karat.reweight.select.budget import Budget as Budget
     from karat.reweight.select.gumbel_top_k import GumbelTopK as GumbelTopK
+    from karat.reweight.select.matched import MatchedRandom as MatchedRandom
+    from karat.reweight.select.matched import matched_control as matched_control
     from karat.reweight.select.random import Random as Random
     from karat.reweight.select.threshold import Threshold as Threshold
     from karat.reweight.select.top_k import TopK as TopK
 
 MEMBERS = {
     "gumbel_top_k": "karat.reweight.select.gumbel_top_k:GumbelTopK",
+    "matched_random": "karat.reweight.select.matched:MatchedRandom",
     "random": "karat.reweight.select.random:Random",
     "threshold": "karat.reweight.select.threshold:Threshold",
     "top_k": "karat.reweight.select.top_k:TopK",
 }
-__getattr__ = lazy_members(__name__, by_class_name(MEMBERS))
+__getattr__ = lazy_members(
+    __name__,
+    {
+        **by_class_name(MEMBERS),
+        "Budget": "karat.reweight.select.budget:Budget",
+        "matched_control": "karat.reweight.select.matched:matched_control",
+    },
+)

@@ -18,9 +18,11 @@ from karat.inputs import Inputs, gather, run_key
 from karat.progress import duration
 from karat.record import complete
 from karat.scoring import score_chunk
-from karat.store import DIGEST, Store, check_writable
+from karat.store import DIGEST, Store, check_writable, read_json
 
 SAMPLE = 24
+TINY_SECONDS_PER_STEP = 0.1
+"""On two cores; replaced by measurements after the first run."""
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -85,7 +87,7 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
     steps.append(Step("select", f"{config.select}", 0.1))
     steps.append(Step("export", "dataset/, selection.parquet", 0.5))
     if config.train is not None:
-        steps.extend(_training(config))
+        steps.extend(_training(config, store))
     steps.append(Step("report", "report.html", 2.0))
     return steps
 
@@ -102,8 +104,21 @@ def _estimate(work: Pending, reference: pl.DataFrame | None) -> float:
     return each * work.missing.height / default_workers()
 
 
-def _training(config: Config) -> list[Step]:
-    arms = 1 + len(config.train.controls)
-    models = arms * len(config.train.seeds)
-    seconds = config.train.estimate_seconds() * models
-    return [Step("train", f"{models} models: {arms} arms × {len(config.train.seeds)} seeds", seconds)]
+def _training(config: Config, store: Store) -> list[Step]:
+    settings = config.train
+    arms = 1 + len(settings.controls)
+    models = arms * len(settings.seeds)
+    rate = _seconds_per_step(settings.model, store)
+    note = f"{models} models ({arms} arms × {len(settings.seeds)} seeds), {settings.steps} steps each"
+    if rate is None:
+        return [Step("train", f"{note}; no earlier run to judge the time from", None)]
+    return [Step("train", note, rate * settings.steps * models)]
+
+
+def _seconds_per_step(model: str, store: Store) -> float | None:
+    """Median over earlier training of the same model; a fixed figure for the tiny one before that."""
+    timings = [read_json(path) for path in (store.root / "train").glob("*/timing.json")]
+    rates = sorted(t["seconds"] / max(1, t["steps"]) for t in timings if t and t["model"] == model)
+    if rates:
+        return float(rates[len(rates) // 2])
+    return TINY_SECONDS_PER_STEP if model == "tiny" else None

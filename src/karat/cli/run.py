@@ -70,11 +70,11 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
 
 def _comparison(comparison: dict[str, Any], unit: str) -> str:
     low, high = comparison["low"], comparison["high"]
-    verdict = (
-        "better" if high < 0 else "worse" if low > 0 else "no clear difference: the interval contains zero"
-    )
+    told = f"no interval: {comparison['note']}"
+    if low is not None:
+        verdict = "better" if high < 0 else "worse" if low > 0 else "no clear difference, the interval holds zero"
+        told = f"{comparison['level']:.0%} interval [{low:+.3f}, {high:+.3f}], {comparison['seeds']} seeds: {verdict}"
     return (
         f"held-out {unit}: selection {comparison['mean_selection']:.3f}, {comparison['label']} "
-        f"{comparison['mean_against']:.3f}; difference {comparison['difference']:+.3f}, "
-        f"{comparison['level']:.0%} interval [{low:+.3f}, {high:+.3f}] over {comparison['seeds']} seeds: {verdict}"
+        f"{comparison['mean_against']:.3f}; difference {comparison['difference']:+.3f}, {told}"
     )

@@ -111,5 +111,5 @@ def _typed(column: pl.Series) -> pl.Series:
     blank = pl.when(pl.col(column.name) == "").then(None).otherwise(pl.col(column.name))
     for pattern, dtype in ((_INTEGER, pl.Int64), (_FLOAT, pl.Float64)):
         if filled.str.contains(pattern).all():
-            return column.to_frame().select(blank.cast(dtype)).to_series()
+            return column.to_frame().select(blank.cast(dtype).alias(column.name)).to_series()
     return column

@@ -146,6 +146,8 @@ def _array(path: Path) -> Iterator[Found]:
         )
     number, at = 0, _next(text, at + 1)
     closed = text[at : at + 1] == "]"
+    if closed:
+        at = _next(text, at + 1)
     while not closed:
         number += 1
         value, end, problem = _item(text, at, path, number)

@@ -31,13 +31,28 @@ FIELDS = {
 def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
     """The layout that the columns speak of; raises DataError where none or several fit."""
     if columns.messages is not None:
-        return "sharegpt" if _turn_fields(frame, columns.messages) == ("from", "value") else "messages"
+        return "sharegpt" if turn_fields(frame, columns.messages) == ("from", "value") else "messages"
     if columns.text is not None:
         return "text"
     if columns.prompt is not None or columns.response is not None:
         return "alpaca" if columns.input is not None else "prompt_completion"
+    found = layouts_of(frame)
+    if len(found) == 1:
+        return found[0]
+    saw = f"the columns are {', '.join(map(repr, frame.columns))}"
+    if found:
+        raise DataError(f"could be {' or '.join(found)}; {saw}", where=source, hint=f"set `layout: {found[0]}`")
+    raise DataError(
+        f"no layout fits; {saw}",
+        where=source,
+        hint="name the text: `columns: {text: ...}` or {prompt: ..., response: ...}",
+    )
+
+
+def layouts_of(frame: pl.DataFrame) -> list[str]:
+    """Every layout whose columns are there."""
     have = set(frame.columns)
-    found = [
+    return [
         name
         for name, fits in (
             ("messages", "messages" in have),
@@ -48,18 +63,6 @@ def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
         )
         if fits
     ]
-    if len(found) == 1:
-        return found[0]
-    saw = f"the columns are {', '.join(map(repr, frame.columns))}"
-    if found:
-        raise DataError(
-            f"could be {' or '.join(found)}; {saw}", where=source, hint=f"set `layout: {found[0]}`"
-        )
-    raise DataError(
-        f"no layout fits; {saw}",
-        where=source,
-        hint="name the text: `columns: {text: ...}` or {prompt: ..., response: ...}",
-    )
 
 
 def fields_of(layout: str, columns: Columns, frame: pl.DataFrame) -> dict[str, str]:
@@ -148,7 +151,8 @@ def _view(text: pl.Series, prompt: pl.Series | None, response: pl.Series | None)
     return pl.DataFrame({name: empty if c is None else c.alias(name) for name, c in columns.items()})
 
 
-def _turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
+def turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
+    """The keys of a column's turns, or None where it holds no turns."""
     dtype = frame.schema.get(name)
     if not isinstance(dtype, pl.List) or not isinstance(dtype.inner, pl.Struct):
         return None
@@ -160,7 +164,7 @@ def _turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
 
 
 def _conversations(loaded: Loaded, name: str, options: RowOptions) -> tuple[pl.DataFrame, pl.Series]:
-    pair = _turn_fields(loaded.frame, name)
+    pair = turn_fields(loaded.frame, name)
     if pair is None:
         raise DataError(
             f"holds {loaded.frame[name].dtype}, not a list of turns with role and content, or from and value",

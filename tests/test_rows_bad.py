@@ -169,7 +169,9 @@ def test_nothing_in_the_file(tmp_path: Path, data: bytes) -> None:
 
 def test_all_rows_skipped_is_an_error_with_the_counts(tmp_path: Path) -> None:
     fails(write(tmp_path, b"a\nb\n[]\n"), "has no rows", "2 skipped: not JSON", on_bad_row="skip")
-    path = write(tmp_path, b'{"messages": [{"role": null, "content": "y"}]}\n{"messages": [{"content": "x"}]}\n')
+    path = write(
+        tmp_path, b'{"messages": [{"role": null, "content": "y"}]}\n{"messages": [{"content": "x"}]}\n'
+    )
     fails(path, "has no rows", on_bad_row="skip")
 
 
@@ -203,7 +205,9 @@ def test_damaged_compression(tmp_path: Path, suffix: str, name: str) -> None:
 
 
 def test_where_compressed_data_breaks_off(tmp_path: Path) -> None:
-    plain = b"".join(json.dumps({"text": f"{i} {random.Random(i).random()}"}).encode() + b"\n" for i in range(50000))
+    plain = b"".join(
+        json.dumps({"text": f"{i} {random.Random(i).random()}"}).encode() + b"\n" for i in range(50000)
+    )
     path = write(tmp_path, zstandard.compress(plain)[:-200], "pool.jsonl.zst")
     fails(path, "breaks off after row")
 
@@ -216,7 +220,9 @@ FRAME = pl.DataFrame(
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "stream.arrow"])
 def test_damaged_columnar_files_never_leak(tmp_path: Path, kind: str) -> None:
     buffer = io.BytesIO()
-    {"parquet": FRAME.write_parquet, "arrow": FRAME.write_ipc, "stream.arrow": FRAME.write_ipc_stream}[kind](buffer)
+    {"parquet": FRAME.write_parquet, "arrow": FRAME.write_ipc, "stream.arrow": FRAME.write_ipc_stream}[kind](
+        buffer
+    )
     whole = buffer.getvalue()
     fate = random.Random(0)
     refused = 0
@@ -372,7 +378,10 @@ def test_csv_numbers_only_where_nothing_is_lost(tmp_path: Path) -> None:
         ([{"id": "x", "text": "a"}, {"id": "", "text": "b"}], "row 2, column 'id': the id is missing"),
         ([{"id": 1.5, "text": "a"}], "row 1, column 'id': ids must be text or whole numbers, not Float64"),
         ([{"id": [1], "text": "a"}], "row 1, column 'id': ids must be text or whole numbers"),
-        ([{"id": 1, "text": "a"}, {"id": 2, "text": "b"}, {"id": 1, "text": "c"}], "row 3: has the id '1' as"),
+        (
+            [{"id": 1, "text": "a"}, {"id": 2, "text": "b"}, {"id": 1, "text": "c"}],
+            "row 3: has the id '1' as",
+        ),
         ([{"text": "a"}, {"text": "b"}, {"text": "a", "n": 1}], "row 3: has the same content as"),
     ],
 )
@@ -387,7 +396,12 @@ def test_ids(tmp_path: Path, rows: list[dict[str, object]], said: str) -> None:
 
 
 def test_missing_ids_and_duplicates_are_counted(tmp_path: Path) -> None:
-    rows = [{"id": "a", "text": "1"}, {"id": "", "text": "2"}, {"id": None, "text": "3"}, {"id": "a", "text": "4"}]
+    rows = [
+        {"id": "a", "text": "1"},
+        {"id": "", "text": "2"},
+        {"id": None, "text": "3"},
+        {"id": "a", "text": "4"},
+    ]
     path = write(tmp_path, "\n".join(map(json.dumps, rows)).encode())
     found = read(path, on_bad_row="skip", on_duplicate="skip")
     assert found.skipped == {"duplicate id": 1, "missing id": 2}

@@ -20,10 +20,12 @@ def init(file: Path, out: Path, force: bool = False, reference: Path | None = No
     if out.is_dir():
         raise ConfigError("is a folder", where=str(out), hint="name a file: --out karat.yaml")
     if out.exists() and not force:
-        raise ConfigError("is there already", where=str(out), hint="--force overwrites it, --out names another")
+        raise ConfigError(
+            "is there already", where=str(out), hint="--force overwrites it, --out names another"
+        )
     for path in filter(None, (file, reference)):
         _writable(path)
-    text = starter(survey(str(file)), survey(str(reference)) if reference else None, out)
+    text = starter(survey(str(file)), survey(str(reference)) if reference else None)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -56,9 +58,9 @@ def line(text: str, comment: str = "") -> str:
     return f"{text.ljust(_WIDTH)} # {comment}" if comment else text
 
 
-def starter(pool: Survey, reference: Survey | None, out: Path) -> str:
+def starter(pool: Survey, reference: Survey | None) -> str:
     """The config as text."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(pool.spec.path[0] if isinstance(pool.spec.path, tuple) else pool.spec.path).name)  # fmt: skip
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(str(pool.spec.path)).name)
     name = re.sub(r"\W+$", "", stem.split(".")[0].lstrip("._-"))[:60] or "my-run"
     parts = [
         "# Look first: karat plan FILE. Then: karat run FILE. Any key can be set there too: select.budget=5%",
@@ -83,9 +85,8 @@ def source(found: Survey) -> list[str]:
     """The keys of one data source."""
     spec, rows = found.spec, found.rows
     lines = [line(f"  path: {quoted(str(spec.path))}", "file, folder or glob; a list of them")]
-    lines.append(line(f"  format: {found.format}", "jsonl, json, parquet, csv, tsv, arrow, saved"))
-    if len({path.suffix for path in map(Path, rows.source.split())}) > 1 and " and " in rows.source:
-        lines.pop()
+    if found.format:
+        lines.append(line(f"  format: {found.format}", "jsonl, json, parquet, csv, tsv, arrow, saved"))
     if spec.split:
         lines.append(line(f"  split: {quoted(spec.split)}", "of " + ", ".join(map(quoted, found.splits))))
     others = f"; here also {' or '.join(found.layouts)} would fit" if found.layouts else ""
@@ -93,9 +94,17 @@ def source(found: Survey) -> list[str]:
     lines.append(line(f"  layout: {spec.layout}", (kinds if not others else "detected") + others))
     lines.extend(_columns(found))
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in rows.skipped.items())
-    bad = f"these rows are left out: {skipped}" if spec.on_bad_row == "skip" else "or skip: left out and counted"
+    bad = (
+        f"these rows are left out: {skipped}"
+        if spec.on_bad_row == "skip"
+        else "or skip: left out and counted"
+    )
     lines.append(line(f"  on_bad_row: {spec.on_bad_row}", bad))
-    twins = f"left out, the first is kept: {skipped}" if spec.on_duplicate == "skip" else "or skip: the first is kept"
+    twins = (
+        f"left out, the first is kept: {skipped}"
+        if spec.on_duplicate == "skip"
+        else "or skip: the first is kept"
+    )
     lines.append(line(f"  on_duplicate: {spec.on_duplicate}", twins))
     return lines
 

@@ -41,7 +41,9 @@ def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
         return found[0]
     saw = f"the columns are {', '.join(map(repr, frame.columns))}"
     if found:
-        raise DataError(f"could be {' or '.join(found)}; {saw}", where=source, hint=f"set `layout: {found[0]}`")
+        raise DataError(
+            f"could be {' or '.join(found)}; {saw}", where=source, hint=f"set `layout: {found[0]}`"
+        )
     raise DataError(
         f"no layout fits; {saw}",
         where=source,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +31,18 @@ PAIRS = (
 )
 TEXTS = ("content", "body", "document", "code", "article", "passage", "sentence", "raw_content", "markdown")
 ID_WORDS = ("id", "uid", "uuid", "key", "hash", "sha", "digest", "url", "path")
-GROUP_WORDS = ("source", "domain", "group", "category", "subset", "dataset", "topic", "task", "language", "lang")
+GROUP_WORDS = (
+    "source",
+    "domain",
+    "group",
+    "category",
+    "subset",
+    "dataset",
+    "topic",
+    "task",
+    "language",
+    "lang",
+)
 MAX_GROUPS = 100
 MAX_ID = 200
 
@@ -43,6 +55,7 @@ class Survey:
     """Every key that is set is meant to be written down."""
     rows: Rows
     format: str
+    """Empty where the files have several."""
     splits: tuple[str, ...]
     layouts: tuple[str, ...]
     """Other layouts that would fit."""
@@ -55,7 +68,8 @@ class Survey:
 
 def survey(path: str) -> Survey:
     """Read a file, folder or glob whole and settle what is open; raises DataError where nothing fits."""
-    first = find_files(FileData(path=path))[0]
+    files = find_files(FileData(path=path))
+    first, forms = files[0], {detect_format(file) for file in files}
     splits = _splits(first)
     split = None if len(splits) < 2 else "train" if "train" in splits else splits[0]
     problem: DataError | None = None
@@ -65,7 +79,7 @@ def survey(path: str) -> Survey:
             loaded = read_files(spec)
             if loaded.frame.height == 0:
                 raise DataError("has no rows", where=loaded.source)
-            return _settle(loaded, spec, detect_format(first), splits)
+            return _settle(loaded, spec, forms.pop() if len(forms) == 1 else "", splits)
         except DataError as error:
             problem = problem or error
     assert problem is not None  # noqa: S101 - the loop ends by a return or with a problem
@@ -89,7 +103,10 @@ def _settle(loaded: Loaded, spec: FileData, form: str, splits: tuple[str, ...]) 
     for layout, columns in choices:
         used = set(fields_of(layout, columns, frame).values())
         ids, groups = _ids(frame, used), _groups(frame, used)
-        named = {"id": ids[0] if ids else False if "id" in frame.columns else None, "group": next(iter(groups), None)}
+        named = {
+            "id": ids[0] if ids else False if "id" in frame.columns else None,
+            "group": next(iter(groups), None),
+        }
         chosen = {**columns.model_dump(), **named}
         for duplicate in ("error", "skip"):
             settled = spec.model_copy(
@@ -133,7 +150,7 @@ def _ids(frame: pl.DataFrame, used: set[str]) -> list[str]:
     for name, dtype in frame.schema.items():
         if name in used or not (dtype == pl.String or dtype.is_integer()):
             continue
-        called = name == "id" or bool(set(name.lower().replace("-", "_").split("_")) & set(ID_WORDS))
+        called = name == "id" or bool(set(re.split(r"[\W_]+", name.lower())) & set(ID_WORDS))
         column = frame[name]
         if not called or column.null_count() or column.n_unique() < frame.height:
             continue

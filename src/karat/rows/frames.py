@@ -5,12 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import polars as pl
+import pyarrow as pa
+from pydantic import ValidationError
 
-from karat.errors import DataError, closest
+from karat.errors import ConfigError, DataError, closest
 from karat.rows.layouts import as_text, detect_layout, to_fields
 from karat.rows.loaded import Loaded
 from karat.rows.specs import Columns, Layout, RowOptions
+from karat.rows.storable import storable
 from karat.rows.view import VIEW, Rows, content_digest
+
+NO_IDS = "`columns: {id: other}` names another column, `{id: false}` makes ids from the content"
 
 
 def from_frame(
@@ -22,12 +27,36 @@ def from_frame(
     on_duplicate: Literal["error", "skip"] = "error",
 ) -> Rows:
     """Rows of a polars or pandas frame, a `datasets.Dataset` or a pyarrow table; raises DataError."""
-    named = Columns.model_validate(columns or {})
-    options = RowOptions(layout=layout, columns=named, on_bad_row=on_bad_row, on_duplicate=on_duplicate)
+    try:
+        options = RowOptions.model_validate(
+            {
+                "layout": layout,
+                "columns": columns or {},
+                "on_bad_row": on_bad_row,
+                "on_duplicate": on_duplicate,
+            }
+        )
+    except ValidationError as error:
+        raise refused(error) from None
     return to_rows(Loaded(_polars(frame), "the frame"), options)
 
 
+def refused(error: ValidationError) -> ConfigError:
+    """What was wrong with the options."""
+    said = [
+        f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" for detail in error.errors(include_url=False)
+    ]
+    return ConfigError("; ".join(said), where="options")
+
+
 def _polars(frame: Any) -> pl.DataFrame:
+    try:
+        return _converted(frame)
+    except (pl.exceptions.PolarsError, pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"its columns cannot be read: {error}", where="the frame") from None
+
+
+def _converted(frame: Any) -> pl.DataFrame:
     if isinstance(frame, pl.DataFrame):
         return frame
     if isinstance(frame, pl.LazyFrame):
@@ -40,7 +69,7 @@ def _polars(frame: Any) -> pl.DataFrame:
             raise DataError(
                 f"{type(frame).__name__} cannot be read at once", hint="pass one split, not streaming"
             )
-        return dataset_frame(frame)
+        return dataset_frame(frame, "the dataset")
     if module == "pandas":
         return pl.from_pandas(frame)
     if module == "pyarrow":
@@ -53,12 +82,22 @@ def _polars(frame: Any) -> pl.DataFrame:
 
 def to_rows(loaded: Loaded, options: RowOptions) -> Rows:
     """Build the view and check the ids; raises DataError naming the row."""
+    _some(loaded)
+    loaded.frame = storable(loaded.frame, loaded.source)
     layout = options.layout or detect_layout(loaded.frame, options.columns, loaded.source)
     fields, good = to_fields(loaded, options, layout)
     if not good.all():
         loaded, fields = loaded.keep(good), fields.filter(good)
-    id_column = options.columns.id or ("id" if "id" in loaded.frame.columns else None)
-    ids = _own_ids(loaded, id_column) if id_column else content_digest(fields)
+    id_column = options.columns.id or None
+    if options.columns.id is None and "id" in loaded.frame.columns:
+        id_column = "id"
+    if id_column:
+        ids, good = _own_ids(loaded, id_column, options)
+        if not good.all():
+            loaded, fields, ids = loaded.keep(good), fields.filter(good), ids.filter(good)
+    else:
+        ids = content_digest(fields)
+    _some(loaded)
     view = fields.with_columns(ids.alias("id"), _groups(loaded, options.columns.group).alias("group"))
     view = view.select(list(VIEW))
     loaded, view = _unique(loaded, view, options, id_column)
@@ -66,18 +105,30 @@ def to_rows(loaded: Loaded, options: RowOptions) -> Rows:
     return Rows(view, loaded.frame, layout, loaded.source, id_column, skipped)
 
 
-def _own_ids(loaded: Loaded, name: str) -> pl.Series:
+def _some(loaded: Loaded) -> None:
+    if loaded.frame.height == 0:
+        bad = {reason: count for reason, count in sorted(loaded.skipped.items()) if count}
+        hint = ", ".join(f"{count:,} skipped: {reason}" for reason, count in bad.items()) or None
+        raise DataError("has no rows", where=loaded.source, hint=hint)
+
+
+def _own_ids(loaded: Loaded, name: str, options: RowOptions) -> tuple[pl.Series, pl.Series]:
+    """The ids, and which rows have one."""
     _present(loaded, name, "id")
     column = loaded.frame[name]
-    if not (
-        column.dtype == pl.String or column.dtype.is_integer() or column.dtype in (pl.Categorical, pl.Enum)
-    ):
-        raise DataError(f"ids must be text or whole numbers, not {column.dtype}", where=f"column {name!r}")
+    if not (column.dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null) or column.dtype.is_integer()):
+        raise DataError(
+            f"ids must be text or whole numbers, not {column.dtype}",
+            where=f"{loaded.place(0)}, column {name!r}",
+            hint=NO_IDS,
+        )
     ids = column.cast(pl.String)
-    missing = (ids.is_null() | (ids == "").fill_null(True)).arg_true()
-    if len(missing):
-        raise DataError("the id is missing", where=f"{loaded.place(missing[0])}, column {name!r}")
-    return ids
+    missing = ids.is_null() | (ids == "").fill_null(True)
+    if missing.any() and options.on_bad_row == "error":
+        row = int(missing.arg_true()[0])
+        raise DataError("the id is missing", where=f"{loaded.place(row)}, column {name!r}", hint=NO_IDS)
+    loaded.skipped["missing id"] += int(missing.sum())
+    return ids, ~missing
 
 
 def _groups(loaded: Loaded, name: str | None) -> pl.Series:
@@ -112,7 +163,7 @@ def _unique(
         raise DataError(
             f"{what} as {loaded.place(twin)}",
             where=loaded.place(second),
-            hint="`on_duplicate: skip` keeps the first of each",
+            hint="`on_duplicate: skip` keeps the first of each" + (f"; {NO_IDS}" if id_column else ""),
         )
     loaded.skipped["duplicate id" if id_column else "duplicate content"] += int((~first).sum())
     return loaded.keep(first), view.filter(first)

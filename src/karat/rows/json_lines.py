@@ -2,193 +2,210 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import zstandard
 
 from karat.errors import DataError
-from karat.rows.loaded import Loaded
+from karat.rows.json_columns import KINDS, columns_of, uniform_block
+from karat.rows.loaded import SKIP_HINT, Loaded
+from karat.rows.opened import BOM, READ_ERRORS, broken, opened, refuse_utf16
 
-KINDS = {
-    str: "text",
-    bool: "true/false",
-    int: "a number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-}
-_INT64 = 2**63
+BLOCK = 50_000
+MAX_DEPTH = 64
+_SPACE = " \t\r\n"
 
-
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The file's bytes, decompressed by its suffix or first bytes."""
-    with path.open("rb") as raw:
-        magic = raw.peek(4)[:4]
-        if magic[:2] == b"\x1f\x8b":
-            with gzip.open(raw) as plain:
-                yield plain  # type: ignore[misc]
-        elif magic == b"\x28\xb5\x2f\xfd":
-            with zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True) as stream:
-                yield io.BufferedReader(stream)
-        else:
-            yield raw
+Found = tuple[int, dict[str, Any] | str]
 
 
 def read_json_lines(path: Path, *, skip: bool, array: bool = False) -> Loaded:
-    """One object per line (or one array of objects); raises DataError naming file and row."""
-    rows: list[dict[str, Any]] = []
+    """One object per line (or one array of objects); raises DataError naming file and row.
+
+    A column has one type over all rows; where its values are of several kinds, most rows decide.
+    """
+    refuse_utf16(path)
+    fast = _in_blocks(path, skip, array)
+    return fast if fast is not None else _at_once(path, skip, array)
+
+
+def _in_blocks(path: Path, skip: bool, array: bool) -> Loaded | None:
+    """Block after block as Arrow, to keep memory low; None where a column is of mixed kinds."""
+    tables: list[pa.Table] = []
+    kinds: dict[str, str] = {}
     lines: list[int] = []
     skipped: Counter[str] = Counter()
-    for line, found in _objects(path, array):
-        if isinstance(found, str):
-            if not skip:
-                raise DataError(
-                    found, where=f"{path}, row {line:,}", hint="`on_bad_row: skip` leaves such rows out"
-                )
-            skipped[found.partition(":")[0]] += 1
-        else:
-            rows.append(found)
-            lines.append(line)
-    frame, good = _frame(rows, lines, path, skip, skipped)
-    places = pl.DataFrame({"file": pl.Series([0] * len(lines), dtype=pl.Int32), "line": lines}).filter(good)
+    block: list[dict[str, Any]] = []
+
+    def flush() -> bool:
+        table = uniform_block(block, kinds)
+        block.clear()
+        if table is not None:
+            tables.append(table)
+        return table is not None
+
+    for line, row in _good(path, skip, array, skipped):
+        block.append(row)
+        lines.append(line)
+        if len(block) == BLOCK and not flush():
+            return None
+    if block and not flush():
+        return None
+    if not tables:
+        return Loaded(pl.DataFrame(), str(path), [str(path)], None, skipped)
+    try:
+        frame = pl.DataFrame(pl.from_arrow(pa.concat_tables(tables, promote_options="permissive")))
+    except pa.ArrowException:
+        return None
+    return Loaded(frame, str(path), [str(path)], _places(lines), skipped)
+
+
+def _at_once(path: Path, skip: bool, array: bool) -> Loaded:
+    """All rows side by side, to find the ones that differ from most."""
+    skipped: Counter[str] = Counter()
+    found = list(_good(path, skip, array, skipped))
+    lines = [line for line, _ in found]
+    rows = [row for _, row in found]
+    if rows and not any(rows):
+        raise DataError("the objects have no keys", where=f"{path}, row {lines[0]:,}")
+
+    def bad(row: int, name: str, problem: str) -> None:
+        if not skip:
+            where = f"{path}, row {lines[row]:,}, column {name!r}"
+            raise DataError(problem, where=where, hint=SKIP_HINT)
+
+    frame, good = columns_of(rows, bad)
+    skipped["wrong type"] += good.count(False)
+    places = _places([line for line, fine in zip(lines, good, strict=True) if fine])
     return Loaded(frame, str(path), [str(path)], places, skipped)
 
 
-def _objects(path: Path, array: bool) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    if array:
-        yield from _array(path)
-        return
+def _places(lines: list[int]) -> pl.DataFrame:
+    file = pl.repeat(0, len(lines), dtype=pl.Int32, eager=True).alias("file")
+    return pl.DataFrame([file, pl.Series("line", lines, dtype=pl.Int64)])
+
+
+def _good(path: Path, skip: bool, array: bool, skipped: Counter[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, found in _array(path) if array else _lines(path):
+        if not isinstance(found, str):
+            yield line, found
+        elif skip:
+            skipped[found.partition(":")[0]] += 1
+        else:
+            raise DataError(found, where=f"{path}, row {line:,}", hint=SKIP_HINT)
+
+
+def _lines(path: Path) -> Iterator[Found]:
     number = 0
-    try:
-        with opened(path) as file:
+    with opened(path) as file:
+        try:
             for number, line in enumerate(file, 1):
-                content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if content.strip():
+                content = line.removeprefix(BOM) if number == 1 else line
+                if not content.isspace() and content:
                     yield number, _object(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(
-            f"the compressed data breaks off after row {number:,}: {error}", where=str(path)
-        ) from None
-
-
-def _array(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    try:
-        with opened(path) as file:
-            items = json.loads(file.read().decode("utf-8-sig"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise DataError(f"is not UTF-8 (byte {error.start:,})", where=str(path)) from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"is not JSON: {error}", where=str(path)) from None
-    except (EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"the compressed data breaks off: {error}", where=str(path)) from None
-    if not isinstance(items, list):
-        raise DataError(
-            "must be a list of objects", where=str(path), hint="one object per line is `format: jsonl`"
-        )
-    for number, item in enumerate(items, 1):
-        yield number, _checked(item, surrogates=True)
+        except READ_ERRORS as error:
+            raise broken(path, error, after=number) from None
 
 
 def _object(line: bytes) -> dict[str, Any] | str:
     """The object on a line, or what is wrong with it."""
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8").strip(_SPACE)
     except UnicodeDecodeError as error:
-        return f"not UTF-8: byte {error.start} of the row is 0x{line[error.start]:02x}"
+        return f"not UTF-8: byte {error.start + 1} of the row is 0x{line[error.start]:02x}"
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value, end = _STRICT.raw_decode(text)
     except json.JSONDecodeError as error:
         return f"not JSON: {error.msg} at character {error.pos + 1}"
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return f"not JSON: {error}"
-    return _checked(value, surrogates=b"\\ud" in line or b"\\uD" in line)
+    except RecursionError:
+        return f"nested too deeply: more than {MAX_DEPTH} levels"
+    if end != len(text):
+        return f"not JSON: something follows the object at character {end + 1}"
+    return _checked(value, text)
 
 
-def _checked(value: Any, *, surrogates: bool) -> dict[str, Any] | str:
-    if not isinstance(value, dict):
+def _array(path: Path) -> Iterator[Found]:
+    """The items of a list; after a syntax error there is no telling where the next one begins."""
+    with opened(path) as file:
+        data = file.read()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = data[: error.start].count(b"\n") + 1
+        raise DataError("not UTF-8", where=f"{path}, line {row:,}", hint="save it as UTF-8") from None
+    at = _next(text, 0)
+    if text[at : at + 1] != "[":
+        raise DataError(
+            "must be a list of objects", where=str(path), hint="one object per line is `format: jsonl`"
+        )
+    number, at = 0, _next(text, at + 1)
+    closed = text[at : at + 1] == "]"
+    if closed:
+        at = _next(text, at + 1)
+    while not closed:
+        number += 1
+        value, end, problem = _item(text, at, path, number)
+        yield number, problem or _checked(value, text[at:end])
+        end = _next(text, end)
+        if text[end : end + 1] not in ("]", ","):
+            raise _cut(path, number, "the list breaks off" if end == len(text) else "expecting ',' or ']'")
+        closed = text[end] == "]"
+        at = _next(text, end + 1)
+    if at != len(text):
+        raise _cut(path, number, "something follows the list")
+
+
+def _item(text: str, at: int, path: Path, number: int) -> tuple[Any, int, str | None]:
+    try:
+        return *_STRICT.raw_decode(text, at), None
+    except json.JSONDecodeError as error:
+        raise _cut(path, number, f"{error.msg} at character {error.pos - at + 1} of the row") from None
+    except RecursionError:
+        raise DataError(f"nested more than {MAX_DEPTH} levels", where=f"{path}, row {number:,}") from None
+    except ValueError as error:
+        return None, _LENIENT.raw_decode(text, at)[1], f"not JSON: {error}"
+
+
+def _cut(path: Path, number: int, problem: str) -> DataError:
+    return DataError(f"not JSON: {problem}", where=f"{path}, row {number:,}")
+
+
+def _next(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _SPACE:
+        at += 1
+    return at
+
+
+def _checked(value: Any, text: str) -> dict[str, Any] | str:
+    if type(value) is not dict:
         return f"not an object: {KINDS.get(type(value), 'null')}"
-    if surrogates:
+    if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             return "half a surrogate pair: it cannot be written as UTF-8"
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        return f"nested too deeply: more than {MAX_DEPTH} levels"
     return value
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, list | dict)]:
+        depth += 1
+        level = [inner for v in level for inner in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _frame(
-    rows: list[dict[str, Any]], lines: list[int], path: Path, skip: bool, skipped: Counter[str]
-) -> tuple[pl.DataFrame, pl.Series]:
-    """The rows as columns, and which of them are good; a column has one type, that of most of its values."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    good = [True] * len(rows)
-    for name in names:
-        for row, problem in _odd_values(name, (record.get(name) for record in rows)):
-            if not skip:
-                raise DataError(problem, where=f"{path}, row {lines[row]:,}, column {name!r}")
-            skipped["wrong type"] += good[row]
-            good[row] = False
-    kept = [row for row, fine in zip(rows, good, strict=True) if fine]
-    columns = {}
-    for name in names:
-        values = [record.get(name) for record in kept]
-        try:
-            columns[name] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            where = f"{path}, row {_first_misfit(values, lines):,}, column {name!r}"
-            raise DataError(f"does not fit the rows before it: {error}", where=where) from None
-    frame = pl.DataFrame(pl.from_arrow(pa.table(columns))) if columns else pl.DataFrame()
-    return frame, pl.Series("good", good, dtype=pl.Boolean)
-
-
-def _odd_values(name: str, values: Iterable[Any]) -> list[tuple[int, str]]:
-    """Rows whose value is of another kind than most, or too large a number."""
-    seen: dict[str, list[int]] = {}
-    sample: dict[int, Any] = {}
-    for row, value in enumerate(values):
-        if value is None:
-            continue
-        kind = KINDS[type(value)]
-        seen.setdefault(kind, []).append(row)
-        if type(value) is int and not -_INT64 <= value < _INT64:
-            seen[kind].pop()
-            seen.setdefault("a number of more than 64 bits", []).append(row)
-        if len(seen) > 1 or len(sample) < 1:
-            sample[row] = value
-    if len(seen) < 2 and "a number of more than 64 bits" not in seen:
-        return []
-    usual = max((k for k in seen if "64" not in k), key=lambda kind: len(seen[kind]), default="a number")
-    odd = sorted(row for kind, where in seen.items() if kind != usual for row in where)
-    kinds = {row: kind for kind, where in seen.items() for row in where}
-    return [(row, f"{kinds[row]} ({_short(sample.get(row))}) where {usual} is expected") for row in odd]
-
-
-def _short(value: Any) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 40 else shown[:37] + "..."
-
-
-def _first_misfit(values: list[Any], lines: list[int]) -> int:
-    low, high = 0, len(values)
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            pa.array(values[:middle])
-            low = middle
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            high = middle
-    return lines[low]
+_STRICT = json.JSONDecoder(parse_constant=_no_constant)
+_LENIENT = json.JSONDecoder(parse_int=float)

@@ -19,27 +19,24 @@ EXPECTED = {
     "sharegpt": "`conversations` with from and value",
 }
 
+FIELDS = {
+    "text": {"text"},
+    "alpaca": {"prompt", "input", "response"},
+    "prompt_completion": {"prompt", "response"},
+    "messages": {"messages"},
+    "sharegpt": {"messages"},
+}
+
 
 def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
     """The layout that the columns speak of; raises DataError where none or several fit."""
     if columns.messages is not None:
-        return "sharegpt" if _turn_fields(frame, columns.messages) == ("from", "value") else "messages"
+        return "sharegpt" if turn_fields(frame, columns.messages) == ("from", "value") else "messages"
     if columns.text is not None:
         return "text"
     if columns.prompt is not None or columns.response is not None:
         return "alpaca" if columns.input is not None else "prompt_completion"
-    have = set(frame.columns)
-    found = [
-        name
-        for name, fits in (
-            ("messages", "messages" in have),
-            ("sharegpt", "conversations" in have),
-            ("alpaca", {"instruction", "output"} <= have),
-            ("prompt_completion", "prompt" in have and bool({"completion", "response"} & have)),
-            ("text", "text" in have),
-        )
-        if fits
-    ]
+    found = layouts_of(frame)
     if len(found) == 1:
         return found[0]
     saw = f"the columns are {', '.join(map(repr, frame.columns))}"
@@ -52,6 +49,22 @@ def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
         where=source,
         hint="name the text: `columns: {text: ...}` or {prompt: ..., response: ...}",
     )
+
+
+def layouts_of(frame: pl.DataFrame) -> list[str]:
+    """Every layout whose columns are there."""
+    have = set(frame.columns)
+    return [
+        name
+        for name, fits in (
+            ("messages", "messages" in have),
+            ("sharegpt", "conversations" in have),
+            ("alpaca", {"instruction", "output"} <= have),
+            ("prompt_completion", "prompt" in have and bool({"completion", "response"} & have)),
+            ("text", "text" in have),
+        )
+        if fits
+    ]
 
 
 def fields_of(layout: str, columns: Columns, frame: pl.DataFrame) -> dict[str, str]:
@@ -68,9 +81,21 @@ def fields_of(layout: str, columns: Columns, frame: pl.DataFrame) -> dict[str, s
     return {"messages": columns.messages or ("messages" if layout == "messages" else "conversations")}
 
 
+def _no_strangers(layout: str, columns: Columns, source: str) -> None:
+    named = {name for name, value in columns.model_dump(exclude={"id", "group"}).items() if value is not None}
+    strange = sorted(named - FIELDS[layout])
+    if strange:
+        raise DataError(
+            f"layout {layout} has no field {strange[0]!r}",
+            where=f"{source}, columns.{strange[0]}",
+            hint=f"its fields: {', '.join(sorted(FIELDS[layout]))}",
+        )
+
+
 def to_fields(loaded: Loaded, options: RowOptions, layout: str) -> tuple[pl.DataFrame, pl.Series]:
     """Columns text, prompt, response, and which rows are good; raises DataError for a bad one."""
     frame = loaded.frame
+    _no_strangers(layout, options.columns, loaded.source)
     fields = fields_of(layout, options.columns, frame)
     for field, name in fields.items():
         if name not in frame.columns:
@@ -128,7 +153,8 @@ def _view(text: pl.Series, prompt: pl.Series | None, response: pl.Series | None)
     return pl.DataFrame({name: empty if c is None else c.alias(name) for name, c in columns.items()})
 
 
-def _turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
+def turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
+    """The keys of a column's turns, or None where it holds no turns."""
     dtype = frame.schema.get(name)
     if not isinstance(dtype, pl.List) or not isinstance(dtype.inner, pl.Struct):
         return None
@@ -140,7 +166,7 @@ def _turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
 
 
 def _conversations(loaded: Loaded, name: str, options: RowOptions) -> tuple[pl.DataFrame, pl.Series]:
-    pair = _turn_fields(loaded.frame, name)
+    pair = turn_fields(loaded.frame, name)
     if pair is None:
         raise DataError(
             f"holds {loaded.frame[name].dtype}, not a list of turns with role and content, or from and value",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from karat.errors import DataError
+
+SKIP_HINT = "`on_bad_row: skip` leaves such rows out"
 
 
 @dataclass
@@ -61,13 +65,19 @@ def stack(parts: list[Loaded]) -> Loaded:
     lead, reference = frames[0]
     for part, frame in frames[1:]:
         _same_columns(lead, reference, part, frame)
-    try:
-        whole = pl.concat(
-            [f.select(reference.columns) for _, f in frames], how="vertical_relaxed", rechunk=True
-        )
-    except (pl.exceptions.SchemaError, pl.exceptions.InvalidOperationError) as error:
-        raise DataError(f"the files' columns have different types: {error}", where=source) from None
+    whole = _concatenated([frame.select(reference.columns) for _, frame in frames], source)
     return Loaded(whole, source, [p.source for p in parts], pl.concat(places), skipped)
+
+
+def _concatenated(frames: list[pl.DataFrame], source: str) -> pl.DataFrame:
+    try:
+        return pl.concat(frames, how="vertical_relaxed", rechunk=True)
+    except pl.exceptions.PolarsError:
+        tables = [frame.to_arrow() for frame in frames]  # polars does not merge objects with different keys
+    try:
+        return pl.DataFrame(pl.from_arrow(pa.concat_tables(tables, promote_options="permissive")))
+    except pa.ArrowException as error:
+        raise DataError(f"the files' columns have different types: {error}", where=source) from None
 
 
 def _same_columns(lead: Loaded, one: pl.DataFrame, part: Loaded, other: pl.DataFrame) -> None:
@@ -80,14 +90,27 @@ def _same_columns(lead: Loaded, one: pl.DataFrame, part: Loaded, other: pl.DataF
             f"{' and '.join(said)}; its columns differ from those of {lead.source}", where=part.source
         )
     for name in one.columns:
-        if {one[name].dtype == pl.String, other[name].dtype == pl.String} == {
-            True,
-            False,
-        } and pl.Null not in (
-            one[name].dtype,
-            other[name].dtype,
-        ):
+        if not _fit(one[name].dtype, other[name].dtype):
             raise DataError(
-                f"column {name!r} is {other[name].dtype}, but {one[name].dtype} in {lead.source}",
-                where=part.source,
+                f"holds {other[name].dtype}, but {one[name].dtype} in {lead.source}",
+                where=f"{part.source}, column {name!r}",
             )
+
+
+def _fit(one: pl.DataType, other: pl.DataType) -> bool:
+    """Whether one type can hold both without changing what is there."""
+    if one == other or pl.Null in (one, other):
+        return True
+    if isinstance(one, pl.List) and isinstance(other, pl.List):
+        return _fit(_dtype(one.inner), _dtype(other.inner))
+    if isinstance(one, pl.Struct) and isinstance(other, pl.Struct):
+        known = {field.name: _dtype(field.dtype) for field in one.fields}
+        return all(_fit(known[f.name], _dtype(f.dtype)) for f in other.fields if f.name in known)
+    words = (pl.String, pl.Categorical, pl.Enum)
+    if one.base_type() in words and other.base_type() in words:
+        return True
+    return one.is_numeric() and other.is_numeric() and one.is_decimal() == other.is_decimal()
+
+
+def _dtype(given: Any) -> pl.DataType:
+    return given() if isinstance(given, type) else given  # type: ignore[no-any-return]

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from karat.errors import DataError
 from karat.rows.files import find_files, read_files
-from karat.rows.frames import to_rows
+from karat.rows.frames import refused, to_rows
 from karat.rows.loaded import Loaded
 from karat.rows.specs import FileData, HarvestData, HubData, RowOptions
 from karat.rows.tables import read_hub
 from karat.rows.view import Rows
 
 
-def read(source: RowOptions | str | Path, **options: Any) -> Rows:
-    """Rows of a source: a spec, or a path with FileData's settings; raises DataError naming file and row."""
-    spec = source if isinstance(source, RowOptions) else FileData(path=str(source), **options)
+def read(source: RowOptions | str | Path | Sequence[str | Path], **options: Any) -> Rows:
+    """Rows of a source: a spec, or path(s) with FileData's settings; raises DataError naming file and row."""
+    if isinstance(source, RowOptions):
+        spec = source
+    else:
+        path = str(source) if isinstance(source, str | Path) else tuple(map(str, source))
+        try:
+            spec = FileData(path=path, **options)
+        except ValidationError as error:
+            raise refused(error) from None
     return to_rows(_load(spec), spec)
 
 
@@ -31,8 +41,6 @@ def _load(spec: RowOptions) -> Loaded:
         loaded = Loaded(spec.load(), f"harvest ({spec.part})")
     else:
         raise DataError(f"cannot read from {type(spec).__name__}")
-    if loaded.frame.height == 0:
-        raise DataError("has no rows", where=loaded.source)
     return loaded
 
 

@@ -17,7 +17,9 @@ class Columns(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    id: str | None = Field(None, description="unique key; default `id`, else a hash of the content")
+    id: str | Literal[False] | None = Field(
+        None, description="unique key; default `id`; false, or where there is none: a hash of the content"
+    )
     group: str | None = Field(None, description="source, domain or class: for quotas and composition")
     text: str | None = Field(None, description="plain text")
     prompt: str | None = Field(None, description="what is asked")

@@ -1,110 +1,56 @@
-"""Parquet, CSV, Arrow, saved folders and the Hub: sources that carry their own columns."""
+"""Parquet, Arrow, saved folders and the Hub: sources that carry their own types."""
 
 from __future__ import annotations
 
-import csv
-import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pyarrow as pa
 
 from karat.errors import DataError
-from karat.rows.json_lines import opened
 from karat.rows.loaded import Loaded
+from karat.rows.opened import broken
 
 if TYPE_CHECKING:
     from karat.rows.specs import HubData
 
-_INTEGER = r"^-?(0|[1-9]\d{0,17})$"
-_FLOAT = r"^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$"
+# A damaged file can make polars panic, which is no Exception in Python.
+_UNREADABLE = (
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+)
 
 
 def read_parquet(path: Path) -> Loaded:
     """One Parquet file."""
     try:
-        return Loaded(pl.read_parquet(path, glob=False, hive_partitioning=False), str(path))
-    except (pl.exceptions.PolarsError, OSError) as error:
+        frame = pl.read_parquet(path, glob=False, hive_partitioning=False)
+    except PermissionError as error:
+        raise broken(path, error) from None
+    except _UNREADABLE as error:
         raise DataError(f"is not a readable Parquet file: {_first_line(error)}", where=str(path)) from None
+    return Loaded(frame, str(path))
 
 
 def read_arrow(path: Path) -> Loaded:
     """One Arrow IPC file or stream."""
-    with path.open("rb") as file:
-        stream = file.read(6) != b"ARROW1"
     try:
-        return Loaded(pl.read_ipc_stream(path) if stream else pl.read_ipc(path), str(path))
-    except (pl.exceptions.PolarsError, OSError) as error:
+        with path.open("rb") as file:
+            stream = file.read(6) != b"ARROW1"
+            file.seek(0)
+            frame = pl.read_ipc_stream(file) if stream else pl.read_ipc(file)
+    except PermissionError as error:
+        raise broken(path, error) from None
+    except _UNREADABLE as error:
         raise DataError(f"is not a readable Arrow file: {_first_line(error)}", where=str(path)) from None
-
-
-def read_csv(path: Path, *, skip: bool, separator: str) -> Loaded:
-    """One CSV file with a header; numbers are recognised where a whole column looks like numbers."""
-    with opened(path) as file:
-        try:
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            rows, lines, bad = _csv_rows(text, separator)
-        except UnicodeDecodeError as error:
-            where = f"{path}, near byte {error.start:,} of a block"
-            raise DataError("is not UTF-8", where=where, hint="save it as UTF-8") from None
-        except (EOFError, OSError) as error:
-            raise DataError(f"the compressed data breaks off: {error}", where=str(path)) from None
-        except csv.Error as error:
-            raise DataError(f"is not CSV: {error}", where=str(path)) from None
-    if bad and not skip:
-        line, problem = bad[0]
-        raise DataError(
-            problem, where=f"{path}, row {line:,}", hint="`on_bad_row: skip` leaves such rows out"
-        )
-    if not rows:
-        return Loaded(pl.DataFrame(), str(path))
-    header, *body = rows
-    names = [name.strip() for name in header]
-    if len(set(names)) < len(names) or "" in names:
-        raise DataError("the header has an empty or repeated column name", where=f"{path}, row 1")
-    values = list(zip(*body, strict=True)) if body else [()] * len(names)
-    frame = pl.DataFrame(
-        [_typed(pl.Series(n, v, dtype=pl.String)) for n, v in zip(names, values, strict=True)]
-    )
-    places = pl.DataFrame({"file": pl.Series([0] * len(body), dtype=pl.Int32), "line": lines[1:]})
-    loaded = Loaded(frame, str(path), [str(path)], places)
-    if bad:
-        loaded.skipped["wrong number of fields"] += len(bad)
-    return loaded
-
-
-def _csv_rows(
-    text: io.TextIOWrapper, separator: str
-) -> tuple[list[list[str]], list[int], list[tuple[int, str]]]:
-    limit = csv.field_size_limit(sys.maxsize)
-    rows: list[list[str]] = []
-    lines: list[int] = []
-    bad: list[tuple[int, str]] = []
-    try:
-        reader = csv.reader(text, delimiter=separator, strict=True)
-        began = 1
-        for record in reader:
-            if rows and record and len(record) != len(rows[0]):
-                bad.append((began, f"has {len(record)} fields where the header has {len(rows[0])}"))
-            elif record:
-                rows.append(record)
-                lines.append(began)
-            began = reader.line_num + 1
-    finally:
-        csv.field_size_limit(limit)
-    return rows, lines, bad
-
-
-def _typed(column: pl.Series) -> pl.Series:
-    filled = column.filter(column != "")
-    if filled.is_empty():
-        return column
-    blank = pl.when(pl.col(column.name) == "").then(None).otherwise(pl.col(column.name))
-    for pattern, dtype in ((_INTEGER, pl.Int64), (_FLOAT, pl.Float64)):
-        if filled.str.contains(pattern).all():
-            return column.to_frame().select(blank.cast(dtype)).to_series()
-    return column
+    return Loaded(frame, str(path))
 
 
 def read_saved(path: Path, split: str | None) -> Loaded:
@@ -113,7 +59,7 @@ def read_saved(path: Path, split: str | None) -> Loaded:
 
     try:
         found = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"is not a saved dataset: {_first_line(error)}", where=str(path)) from None
     if isinstance(found, datasets.DatasetDict):
         if split is None and len(found) == 1:
@@ -123,7 +69,9 @@ def read_saved(path: Path, split: str | None) -> Loaded:
                 f"has the splits {', '.join(found)}", where=str(path), hint="name one: `split: …`"
             )
         found = found[split]
-    return Loaded(dataset_frame(found), str(path))
+    elif split is not None:
+        raise DataError("has no splits", where=str(path), hint="leave `split` out")
+    return Loaded(dataset_frame(found, str(path)), str(path))
 
 
 def read_hub(spec: HubData) -> Loaded:
@@ -138,13 +86,15 @@ def read_hub(spec: HubData) -> Loaded:
     except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
         hint = "check name, config, split and revision; offline, only cached datasets can be read"
         raise DataError(f"cannot be loaded: {_first_line(error)}", where=where, hint=hint) from None
-    return Loaded(dataset_frame(found), where)
+    return Loaded(dataset_frame(found, where), where)
 
 
-def dataset_frame(dataset: Any) -> pl.DataFrame:
+def dataset_frame(dataset: Any, where: str) -> pl.DataFrame:
     """A `datasets.Dataset` as a frame, its index mapping applied."""
-    table = dataset.with_format("arrow")[:]
-    return pl.DataFrame(pl.from_arrow(table))
+    try:
+        return pl.DataFrame(pl.from_arrow(dataset.with_format("arrow")[:]))
+    except _UNREADABLE as error:
+        raise DataError(f"its columns cannot be read: {_first_line(error)}", where=where) from None
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from karat.flows.train import train_stage
 from karat.inputs import Inputs, gather, run_key
 from karat.record import Record, moment, outputs, versions, write_record
 from karat.report import write_report
+from karat.reweight.select.budgeted import Budgeted
 from karat.score_engine import cores
 from karat.store import Store, check_writable, sweep
 
@@ -94,6 +95,8 @@ def counts(config: Config, inputs: Inputs, selection: pl.DataFrame) -> dict[str,
     tokens = None
     if "length.tokens" in selection.columns:
         tokens = {"pool": int(selection["length.tokens"].sum()), "selected": int(kept["length.tokens"].sum())}
+        if isinstance(config.select, Budgeted) and config.select.budget.unit == "tokens":
+            tokens["budget"] = config.select.spent(selection, selection).budget
     return {
         "rows": selection.height,
         "skipped": inputs.skipped(),

@@ -10,7 +10,7 @@ from karat.chunked import Pending, cut, pending, score_table
 from karat.config import Loaded
 from karat.errors import SelectionError
 from karat.flows.tasks import run_chunks
-from karat.inputs import Inputs
+from karat.inputs import Inputs, selection_key
 from karat.parts import Scorer
 from karat.progress import current
 from karat.record import Record
@@ -48,5 +48,4 @@ def _check_tokens(loaded: Loaded, inputs: Inputs, work: Pending, store: Store) -
     try:
         loaded.config.select.check(inputs.view, lengths)
     except SelectionError as error:
-        key = "budget" if "budget" in loaded.document.data["select"] else "kind"
-        raise loaded.error(("select", key), error.problem, error.hint) from None
+        raise loaded.error(selection_key(loaded, error), error.problem, error.hint) from None

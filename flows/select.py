@@ -36,5 +36,5 @@ def export_stage(config: Config, inputs: Inputs, selection: pl.DataFrame, record
         id_column = config.data.columns.id or ("id" if "id" in original.columns else None)
         frame = exported(original, selection, id_column)
         files = write_dataset(frame, config.out / "dataset", config.export.shard_rows)
-        timing.note = f"{frame.height:,} rows in {len(files)} files"
+        timing.note = f"{frame.height:,} rows in {len(files)} file{'s' if len(files) > 1 else ''}"
         current().finish("export", timing.note)

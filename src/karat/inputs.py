@@ -10,10 +10,11 @@ import polars as pl
 
 from karat.code_digest import code_digest
 from karat.config import Config, Loaded
-from karat.errors import ConfigError, closest
+from karat.errors import ConfigError, SelectionError, closest
 from karat.progress import current
 from karat.reading import RowSet, hold_out, load_rows, rows_key
 from karat.store import DIGEST, Store, frame_digest, key_of, write_parquet
+from karat.yaml_lines import Loc
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,23 @@ def check(loaded: Loaded, inputs: Inputs) -> None:
         if column.startswith("length."):
             raise loaded.error(loc, f"needs the column {column}", "add `- kind: length` to `scorers`")
         raise loaded.error(loc, f"no scorer writes the column {column!r}", closest(column, known))
-    selector.check(inputs.view)
+    try:
+        selector.check(inputs.view)
+    except SelectionError as error:
+        raise loaded.error(selection_key(loaded, error), error.problem, error.hint) from None
     if inputs.reference is not None and inputs.reference["text"].null_count():
         row = inputs.reference.filter(pl.col("text").is_null())["id"][0]
         raise loaded.error(("reference",), f"row {row!r} has no text", "leave it out of the reference")
+
+
+def selection_key(loaded: Loaded, error: SelectionError) -> Loc:
+    """The key that a SelectionError is about: the one it names, else the budget."""
+    given = loaded.document.data["select"]
+    said = [key for key in ("quota", "floor") if key in error.problem]
+    for key in [*said, "budget"]:
+        if isinstance(given, dict) and key in given:
+            return ("select", key)
+    return ("select",)
 
 
 def run_key(config: Config) -> str:

@@ -36,7 +36,7 @@ class Lines:
         """Announce a stage."""
         self._stages[stage] = (total, unit, time.monotonic())
         self._last = time.monotonic()
-        self._write(f"{stage}: {total:,} {unit}")
+        self._write(f"{stage}: {total:,} {unit}" if total else f"{stage} ...")
 
     def advance(self, stage: str, done: int) -> None:
         """Say how far it is, at most every few seconds."""
@@ -55,7 +55,7 @@ class Lines:
 
 def pace(done: int, total: int, seconds: float, unit: str) -> str:
     """`812 rows/s, 4 s left`."""
-    if done <= 0 or seconds <= 0:
+    if done <= 0 or seconds <= 0 or (done == 1 and total > 1):
         return "starting"
     rate = done / seconds
     left = max(0.0, (total - done) / rate)

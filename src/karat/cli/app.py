@@ -100,12 +100,13 @@ def push(
     public: Annotated[
         bool, typer.Option("--public", help="Make a new repository public; default private.")
     ] = False,
+    branch: Annotated[str | None, typer.Option(help="Branch of the repository; default main.")] = None,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
 ) -> None:
     """Push a run's dataset with a card to the Hugging Face Hub."""
     from karat.cli.hub import push_command
 
-    push_command(run_dir, repo, private=not public, message=message)
+    push_command(run_dir, repo, private=not public, branch=branch, message=message)
 
 
 @app.command()
@@ -113,7 +114,7 @@ def schedule(
     file: ConfigFile,
     overrides: Overrides = None,
     cron: Annotated[str, typer.Option(help='When, e.g. "0 2 * * *" for two each night.')] = ...,  # type: ignore[assignment]
-    timezone: Annotated[str | None, typer.Option(help="e.g. Europe/Berlin; default UTC.")] = None,
+    timezone: Annotated[str | None, typer.Option(help="e.g. Europe/Berlin; default this machine's.")] = None,
 ) -> None:
     """Serve a config as a Prefect deployment that runs by the clock."""
     from karat.cli.hub import schedule_command

@@ -21,12 +21,14 @@ def run_folder(path: Path) -> Path:
     return folder
 
 
-def push_command(run_dir: Path, repo: str, *, private: bool, message: str | None) -> None:
+def push_command(run_dir: Path, repo: str, *, private: bool, branch: str | None, message: str | None) -> None:
     """Push, and say where it went."""
     from karat.flows.publish import push
 
     folder = run_folder(run_dir)
-    url = push(folder, repo, private=private, message=message)
+    url = push(
+        folder, repo, private=private, branch=branch, message=message, tell=lambda line: out.print(Text(line))
+    )
     out.print(Text(f"pushed {folder / 'dataset'} to {url}" + (" (private)" if private else "")))
     out.print(Text(f'next: datasets.load_dataset("{repo}")'))
 
@@ -35,5 +37,11 @@ def schedule_command(file: Path, overrides: list[str], *, cron: str, timezone: s
     """Serve until interrupted."""
     from karat.flows.schedule import schedule
 
-    load_config(file, overrides)
-    schedule(file, cron, timezone=timezone, overrides=tuple(overrides))
+    schedule(
+        file,
+        cron,
+        timezone=timezone,
+        overrides=overrides,
+        check=lambda path, given: load_config(path, list(given)),
+        tell=lambda line: out.print(Text(line), soft_wrap=True),
+    )

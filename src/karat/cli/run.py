@@ -17,12 +17,17 @@ err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
 
 
+def say(line: Text | str = "") -> None:
+    """One line, however long: a pipe or a narrow terminal must not break paths and commands apart."""
+    out.print(line, soft_wrap=True)
+
+
 def run_command(file: Path, overrides: list[str], *, fresh: bool, verbose: bool) -> None:
     """Run the config; a complete run is recognised and left as it is."""
     loaded = load_config(file, overrides)
     done = None if fresh else complete(loaded.config.out, run_key(loaded.config))
     if done is not None:
-        out.print(f"nothing to compute: {loaded.config.out} is complete and unchanged")
+        say(f"nothing to compute: {loaded.config.out} is complete and unchanged")
     else:
         # Prefect and torch take seconds to import: say something first.
         err.print(Text(f"karat: {loaded.config.name} → {loaded.config.out}", style="bold"))
@@ -32,10 +37,12 @@ def run_command(file: Path, overrides: list[str], *, fresh: bool, verbose: bool)
 
 
 def _flow(file: Path, overrides: list[str], verbose: bool) -> dict[str, Any]:
-    from karat.flows.run import run
     from karat.flows.runtime import prefect_runtime
 
-    with prefect_runtime(verbose=verbose):
+    with prefect_runtime(verbose=verbose, console=err, tell=err.print):
+        # Importing a flow makes Prefect look at its home, which the runtime has prepared by now.
+        from karat.flows.run import run
+
         done: dict[str, Any] = run(str(file.absolute()), overrides)
     return done
 
@@ -53,8 +60,8 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
     for comparison in (done["training"] or {}).get("comparisons", ()):
         lines.append(_comparison(comparison, done["training"]["unit"]))
     for line in lines:
-        out.print(Text(line))
-    out.print()
+        say(Text(line))
+    say()
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     for name, what in (
         ("report.html", "open it in a browser"),
@@ -62,10 +69,10 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
         ("selection.parquet", "every row with weight, reason, rank and scores"),
         ("run.json", "config, digests, versions, timings, counts, metrics"),
     ):
-        out.print(Text(f"  {shown / name}".ljust(44), style="cyan") + Text(what, style="dim"))
-    out.print()
-    out.print(Text(f'next: karat run {file} select.budget="5%"   (scores are reused)'))
-    out.print(Text(f"      karat push {shown} user/name            (private by default)"))
+        say(Text(f"  {shown / name}".ljust(44), style="cyan") + Text(what, style="dim"))
+    say()
+    say(Text(f'next: karat run {file} select.budget="5%"   (scores are reused)'))
+    say(Text(f"      karat push {shown} user/name            (private by default)"))
 
 
 def _comparison(comparison: dict[str, Any], unit: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-WORDS = ["the", "a", "of", "tree", "river", "stone", "quickly", "compute", "alpha", "matrix", "vector", "house"]
+WORDS = ["the", "a", "of", "tree", "river", "stone", "quickly", "compute", "alpha", "matrix", "house"]
 
 
 def write_rows(path: Path, count: int, seed: int = 0) -> None:

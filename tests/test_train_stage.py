@@ -230,7 +230,8 @@ Arm = tuple[Path, ArmResult, list[tuple[int, int]]]
 
 def test_an_arm_reports_what_it_did(arm: Arm) -> None:
     _, result, steps = arm
-    assert [point["step"] for point in result.curve] == [2, 4, 5]
+    assert [point["step"] for point in result.curve] == [1, 2, 3, 4, 5]
+    assert [point["step"] for point in result.curve if point["bits_per_byte"] is not None] == [2, 4, 5]
     keys = {"step", "train_loss", "bits_per_byte", "effective_sample_size", "largest_weight"}
     for point in result.curve:
         assert set(point) == keys

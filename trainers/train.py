@@ -159,12 +159,13 @@ def _result(
     curve: list[dict[str, float | int | None]] = [
         {
             "step": step,
-            "train_loss": logs.get(step, {}).get("loss"),
-            "bits_per_byte": value,
+            # The logged loss is the weighted one, which arms with other weights cannot be compared by.
+            "train_loss": logs.get(step, {}).get("karat/loss_unweighted", logs.get(step, {}).get("loss")),
+            "bits_per_byte": bits.get(step),
             "effective_sample_size": logs.get(step, {}).get("karat/effective_sample_size"),
             "largest_weight": logs.get(step, {}).get("karat/largest_weight"),
         }
-        for step, value in sorted(bits.items())
+        for step in sorted({*bits, *logs})
     ]
     return ArmResult(
         seed=seed,

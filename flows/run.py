@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 from prefect import flow
@@ -15,21 +14,23 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from karat.config import Config, Loaded, load_config
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
+from karat.flows.stale import claim
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, gather, run_key
-from karat.progress import current
 from karat.record import Record, moment, outputs, versions, write_record
 from karat.report import write_report
+from karat.score_engine import cores
 from karat.store import Store, check_writable, sweep
 
 
-def workers() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-@flow(name="karat run", flow_run_name="{config}", validate_parameters=False, persist_result=False,
-      task_runner=ThreadPoolTaskRunner(max_workers=workers()))  # type: ignore[arg-type]  # fmt: skip
+@flow(
+    name="karat run",
+    flow_run_name="{config}",
+    on_running=[claim],
+    validate_parameters=False,
+    persist_result=False,
+    task_runner=cast(Any, ThreadPoolTaskRunner(max_workers=cores())),
+)
 def run(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
     """Run one config file to the end; returns what run.json holds."""
     return pipeline(load_config(Path(config), overrides))
@@ -59,7 +60,7 @@ def _finish(
     config: Config, inputs: Inputs, selection: pl.DataFrame, training: dict[str, Any] | None, record: Record
 ) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
-    done = {
+    done: dict[str, Any] = {
         "karat": versions()["karat"],
         "name": config.name,
         "key": run_key(config),
@@ -82,7 +83,6 @@ def _finish(
         "training": training,
     }
     write_record(config.out, done)
-    current().finish("run", f"{done['counts']['selected']:,} of {done['counts']['rows']:,} rows kept")
     return done
 
 
@@ -104,5 +104,5 @@ def counts(config: Config, inputs: Inputs, selection: pl.DataFrame) -> dict[str,
         "dropped": selection.height - kept.height,
         "reasons": dict(sorted(reasons.rows())),
         "tokens": tokens,
-        "effective_samples": float(weights.sum() ** 2 / (weights**2).sum()) if kept.height else 0.0,
+        "effective_samples": float(weights.sum()) ** 2 / float((weights**2).sum()) if kept.height else 0.0,
     }

@@ -18,7 +18,7 @@ from karat.store import Store
 
 
 def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) -> pl.DataFrame:
-    """The score table of all scorers, in pool order; cheap scorers first, so that budgets are judged early."""
+    """The score table of all scorers, in pool order; lengths first, so that budgets are judged early."""
     config = loaded.config
     works: dict[str, Pending] = {}
     for scorer in sorted(config.scorers, key=lambda scorer: scorer.kind != "length"):

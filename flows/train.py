@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import polars as pl
 from prefect import task
+from prefect.futures import as_completed
 
 from karat.code_digest import code_digest
 from karat.config import Config
 from karat.flows.tasks import plain
 from karat.inputs import Inputs
 from karat.progress import current
-from karat.record import Record
+from karat.record import Record, versions
 from karat.reweight.select.matched import matched_control
+from karat.score_engine import cores
 from karat.store import DIGEST, Store, frame_digest, key_of, write_json, write_parquet
 from karat.trainers.compare import compare
 from karat.trainers.settings import TrainSettings
-from karat.trainers.train import ArmResult, train_arm
+from karat.trainers.train import ArmResult
+from karat.trainers.worker import TrainWorker, write_job
 
 LABELS = {
     "selection": "selection",
@@ -37,24 +43,39 @@ class Arm:
     seed: int
     rows: pl.DataFrame
 
+    def label(self) -> str:
+        """What a person calls it."""
+        return f"{self.name}, seed {self.seed}"
+
 
 @task(name="train", task_run_name="train {label}", **plain)  # type: ignore[call-overload, untyped-decorator]
-def train_task(folder: str, heldout: str, settings: dict[str, Any], seed: int, label: str) -> None:
-    """Train one arm from the files in its folder of the store; writes its model and metrics there."""
+def train_task(folder: str, label: str, workers: SimpleQueue[TrainWorker], steps: int, model: str) -> None:
+    """Train the job in a folder of the store on the next free worker; model and metrics appear there."""
     stage = f"train {label}"
-    steps = int(settings["steps"])
-    current().start(stage, steps, "steps")
+    worker = workers.get()
     began = time.monotonic()
-    train_arm(
-        pl.read_parquet(Path(folder) / "rows.parquet", glob=False),
-        pl.read_parquet(heldout, glob=False),
-        TrainSettings.model_validate(settings),
-        seed,
-        folder,
-        on_step=lambda step, _: current().advance(stage, step),
-    )
-    timing = {"model": settings["model"], "seconds": round(time.monotonic() - began, 2), "steps": steps}
-    write_json(timing, Path(folder) / "timing.json")
+    try:
+        current().start(stage, steps, "steps")
+        worker.train(Path(folder), lambda step: current().advance(stage, step))
+    finally:
+        workers.put(worker)
+    seconds = round(time.monotonic() - began, 2)
+    write_json({"model": model, "seconds": seconds, "steps": steps}, Path(folder) / "timing.json")
+
+
+@contextmanager
+def training_workers(settings: TrainSettings, jobs: int) -> Iterator[SimpleQueue[TrainWorker]]:
+    """As many processes as help: the tiny model uses one core, any other all of them, or the GPU."""
+    small = settings.model == "tiny"
+    workers = [TrainWorker(1 if small else None) for _ in range(min(cores(), jobs) if small else 1)]
+    queue: SimpleQueue[TrainWorker] = SimpleQueue()
+    for worker in workers:
+        queue.put(worker)
+    try:
+        yield queue
+    finally:
+        for worker in workers:
+            worker.close()
 
 
 def train_stage(
@@ -66,16 +87,28 @@ def train_stage(
     heldout = store.root / "references" / f"{frame_digest(inputs.heldout[DIGEST].to_list())}.parquet"
     if not heldout.is_file():
         write_parquet(inputs.heldout, heldout)
-    done: list[tuple[Arm, ArmResult]] = []
-    for arm in arms(settings, selection, inputs.view, config.seed):
-        label = f"{arm.name}, seed {arm.seed}"
-        with record.stage(f"train {label}") as timing:
-            result, timing.computed = _train(arm, settings, heldout, store, label)
-            timing.note = f"{result.final:.3f} bits per byte"
-            note = timing.note if timing.computed else f"{timing.note} (in the store)"
-            current().finish(f"train {label}", note)
-        done.append((arm, result))
-    return summary(settings, done)
+    planned = arms(settings, selection, inputs.view, config.seed)
+    folders = [_prepare(arm, settings, heldout, store) for arm in planned]
+    missing = [(arm, folder) for arm, folder in zip(planned, folders, strict=True) if not _done(folder)]
+    with record.stage("train") as timing:
+        timing.computed = bool(missing)
+        timing.note = f"{len(missing)} models trained, {len(planned) - len(missing)} in the store"
+        with training_workers(settings, len(missing)) as workers:
+            futures = {
+                train_task.submit(str(folder), arm.label(), workers, settings.steps, settings.model): arm
+                for arm, folder in missing
+            }
+            for future in as_completed(list(futures)):
+                future.result()
+                label = futures[future].label()
+                current().finish(f"train {label}", "done")
+        current().finish("train", timing.note)
+    results = [ArmResult.read(folder) for folder in folders]
+    return summary(settings, [(arm, result) for arm, result in zip(planned, results, strict=True) if result])
+
+
+def _done(folder: Path) -> bool:
+    return ArmResult.read(folder) is not None
 
 
 def arms(settings: TrainSettings, selection: pl.DataFrame, view: pl.DataFrame, seed: int) -> list[Arm]:
@@ -93,20 +126,15 @@ def arms(settings: TrainSettings, selection: pl.DataFrame, view: pl.DataFrame, s
     return planned
 
 
-def _train(
-    arm: Arm, settings: TrainSettings, heldout: Path, store: Store, label: str
-) -> tuple[ArmResult, bool]:
+def _prepare(arm: Arm, settings: TrainSettings, heldout: Path, store: Store) -> Path:
+    """The arm's folder in the store, with its rows and its job where it still has to be trained."""
     one = settings.model_dump(mode="json") | {"seeds": [arm.seed], "controls": []}
-    rows = key_of(arm.rows.rows())
-    folder = store.train(key_of("train", one, code_digest(TrainSettings), rows, heldout.stem, arm.seed))
-    known = ArmResult.read(folder)
-    if known is not None:
-        return known, False
-    write_parquet(arm.rows, folder / "rows.parquet")
-    train_task(str(folder), str(heldout), one, arm.seed, label)
-    result = ArmResult.read(folder)
-    assert result is not None  # noqa: S101 - train_arm has just written it
-    return result, True
+    code = [code_digest(TrainSettings), code_digest(ArmResult)]
+    folder = store.train(key_of("train", one, code, arm.rows.rows(), heldout.stem, versions()))
+    if not _done(folder):
+        write_parquet(arm.rows, folder / "rows.parquet")
+        write_job(folder, heldout, one, arm.seed)
+    return folder
 
 
 def summary(settings: TrainSettings, done: list[tuple[Arm, ArmResult]]) -> dict[str, Any]:
@@ -139,4 +167,3 @@ def summary(settings: TrainSettings, done: list[tuple[Arm, ArmResult]]) -> dict[
         ],
         "comparisons": comparisons,
     }
-

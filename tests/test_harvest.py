@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -252,13 +252,14 @@ def test_the_fingerprint_follows_settings_and_versions(packages: Path) -> None:
     assert versions["numpy"].startswith("numpy ")
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 500), st.lists(st.integers(0, 200), min_size=1, max_size=8), st.none() | st.integers(1, 50)
 )
 def test_shares_fill_the_budget_evenly(rows: int, sizes: list[int], cap: int | None) -> None:
-    settings = HarvestData(packages=("numpy",), rows=rows, per_package=cap)
+    wanted = HarvestData(packages=("numpy",), rows=rows, per_package=cap)
     most = {str(i): size for i, size in enumerate(sizes)}
-    shares = Harvester(settings)._shares(most)
+    shares = Harvester(wanted)._shares(most)
     limit = {p: min(n, cap or n) for p, n in most.items()}
     assert sum(shares.values()) == min(rows, sum(limit.values()))
     assert all(shares[p] <= limit[p] for p in most)

@@ -1,4 +1,4 @@
-"""The folders are the architecture: one import package, each module under one name, all of it in the wheel."""
+"""The folders are the architecture: one import package, one name for each module, all in the wheel."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ def imported(folder: Path) -> dict[Path, set[str]]:
     [
         ("scorers", {"prefect", "karat.flows", "karat.trainers", "karat.reweight"}),
         ("trainers", {"prefect", "karat.flows"}),
-        ("reweight", {"prefect", "transformers", "datasets", "karat.flows", "karat.trainers", "karat.scorers"}),
+        (
+            "reweight",
+            {"prefect", "transformers", "datasets", "karat.flows", "karat.trainers", "karat.scorers"},
+        ),
         ("src/karat", {"prefect"}),
     ],
 )

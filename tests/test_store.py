@@ -7,21 +7,35 @@ import polars as pl
 import pytest
 
 from karat.errors import StoreError
-from karat.store import DIGEST, Store, check_writable, frame_digest, read_json, replacing, write_json, write_parquet
+from karat.store import (
+    DIGEST,
+    Store,
+    check_writable,
+    frame_digest,
+    read_json,
+    replacing,
+    write_json,
+    write_parquet,
+)
 
 SCHEMA: dict[str, pl.DataType] = {"s.x": pl.Float64(), "s.status": pl.String()}
 
 
 def table(**scores: float) -> pl.DataFrame:
-    return pl.DataFrame({DIGEST: list(scores), "s.x": list(scores.values()), "s.status": [None] * len(scores)},
-                        schema={DIGEST: pl.String, **SCHEMA})  # fmt: skip
+    columns = {DIGEST: list(scores), "s.x": list(scores.values()), "s.status": [None] * len(scores)}
+    return pl.DataFrame(columns, schema={DIGEST: pl.String, **SCHEMA})
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b.txt"
-    with pytest.raises(RuntimeError), replacing(target) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with replacing(target) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert list(tmp_path.rglob("*.txt")) == []
     assert list(tmp_path.rglob(".*")) == []
     write_json({"a": 1}, target)

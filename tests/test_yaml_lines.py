@@ -43,7 +43,9 @@ def test_bad_yaml_names_the_line(text: str, expected: str) -> None:
 
 def test_overrides_reach_keys_items_and_new_keys() -> None:
     document = parse_yaml(TEXT, "c.yaml")
-    changed = override(document, ["scorers.0.level=9", "select.budget=10% tokens", "train.steps=5", "name=null"])
+    changed = override(
+        document, ["scorers.0.level=9", "select.budget=10% tokens", "train.steps=5", "name=null"]
+    )
     assert changed.data["scorers"][0]["level"] == 9
     assert changed.data["select"]["budget"] == "10% tokens"
     assert changed.data["train"] == {"steps": 5}
@@ -52,7 +54,9 @@ def test_overrides_reach_keys_items_and_new_keys() -> None:
     assert changed.where(("scorers", 0, "level")) == "c.yaml (override), key scorers.0.level"
 
 
-@pytest.mark.parametrize("assignment", ["budget", "=5", "scorers.7.level=1", "scorers.x=1", "name.deep=1", "a..b=1"])
+@pytest.mark.parametrize(
+    "assignment", ["budget", "=5", "scorers.7.level=1", "scorers.x=1", "name.deep=1", "a..b=1"]
+)
 def test_bad_overrides_are_named(assignment: str) -> None:
     with pytest.raises(ConfigError) as caught:
         override(parse_yaml(TEXT, "c.yaml"), [assignment])

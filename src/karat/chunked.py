@@ -1,4 +1,4 @@
-"""Scores through the store: find what is missing, cut it into chunks, score a chunk file into a score table."""
+"""Scores through the store: find what is missing, cut it into chunks, score a chunk file into a table."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _schema(scorer: Scorer) -> dict[str, pl.DataType]:
 
 
 def score_table(view: pl.DataFrame, works: list[Pending], store: Store) -> pl.DataFrame:
-    """`id`, the score columns of every scorer, the status columns that say anything and `group`, in pool order."""
+    """`id`, the score columns of every scorer, statuses that say anything and `group`, in pool order."""
     table = view.select("id", DIGEST, "group")
     statuses = []
     for work in works:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -165,7 +165,7 @@ def _in_document(loc: Loc, document: Document) -> Loc:
             isinstance(data, list) and isinstance(step, int) and step < len(data)
         ):
             kept.append(step)
-            data = data.get(step) if isinstance(data, dict) else data[step]
+            data = data.get(step) if isinstance(data, dict) else data[cast(int, step)]
     return tuple(kept)
 
 

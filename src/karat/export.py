@@ -30,7 +30,7 @@ def exported(original: pl.DataFrame, selection: pl.DataFrame, id_column: str | N
 
 
 def write_dataset(frame: pl.DataFrame, folder: Path, shard_rows: int) -> list[Path]:
-    """Parquet shards that `datasets.load_dataset("parquet", ...)` reads; the folder appears whole or not at all."""
+    """Parquet shards that `datasets.load_dataset("parquet", ...)` reads; the folder appears whole or not."""
     count = max(1, -(-frame.height // shard_rows))
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(fresh, ignore_errors=True)

@@ -13,11 +13,14 @@ from typing import Protocol
 class Reporter(Protocol):
     """Where progress goes."""
 
-    def start(self, stage: str, total: int, unit: str) -> None: ...
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """A stage begins; a total of 0 means unknown."""
 
-    def advance(self, stage: str, done: int) -> None: ...
+    def advance(self, stage: str, done: int) -> None:
+        """So much of it is done."""
 
-    def finish(self, stage: str, note: str) -> None: ...
+    def finish(self, stage: str, note: str) -> None:
+        """It is over, with a word on what came out."""
 
 
 class Lines:

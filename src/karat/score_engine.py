@@ -39,7 +39,7 @@ def score_view(
     that declares that it needs one.
     """
     require_reference(scorer, reference_view)
-    workers = _positive("workers", workers, _cores())
+    workers = _positive("workers", workers, cores())
     contents = _contents(scorer, view)
     distinct = contents.filter(pl.col("id") == pl.col("first")).drop("first")
     # Small enough that every worker gets several blocks, so that none is idle for long at the end.
@@ -160,7 +160,7 @@ def _positive(name: str, value: int | None, default: int) -> int:
     return value
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use, which a container or a scheduler may have narrowed."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -111,7 +111,7 @@ class Store:
     def known_scores(self, key: str, schema: dict[str, pl.DataType]) -> tuple[pl.DataFrame, int]:
         """Every score kept under a key, one row for each content digest, and how many files were damaged.
 
-        A damaged file (a disk that ran full under another program, say) is removed: its rows are scored again.
+        A damaged file (another program ran the disk full, say) is removed: its rows are scored again.
         """
         full = pl.Schema({DIGEST: pl.String(), **schema})
         tables, damaged = [pl.DataFrame(schema=full)], 0

@@ -90,13 +90,13 @@ def _build(node: yaml.Node, loc: Loc, lines: dict[Loc, int], name: str) -> Any:
 def _scalar(node: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def override(document: Document, assignments: list[str]) -> Document:
-    """The document with `key.path=value` settings applied; values are YAML (`select.budget=5%`, `train=null`)."""
+    """The document with `key.path=value` settings applied; values are YAML (`select.budget=5%`)."""
     data, lines = _copy(document.data), dict(document.lines)
     for assignment in assignments:
         path, sign, raw = assignment.partition("=")

@@ -17,6 +17,7 @@ from karat.config import Config, Loaded, load_config
 from karat.inputs import Inputs, gather, run_key
 from karat.progress import duration
 from karat.record import complete
+from karat.score_engine import cores
 from karat.scoring import score_chunk
 from karat.store import DIGEST, Store, check_writable, read_json
 
@@ -66,11 +67,8 @@ def plan_command(file: Path, overrides: list[str]) -> None:
         out.print("nothing to compute: the run is complete and unchanged")
         return
     out.print(table)
-    out.print(
-        Text(
-            f"in all about {duration(sum(step.seconds or 0 for step in steps))}; scores judged by a sample of {SAMPLE} rows"
-        )
-    )
+    total = duration(sum(step.seconds or 0 for step in steps))
+    out.print(Text(f"in all about {total}; scoring is judged by a sample of {SAMPLE} rows"))
     out.print(Text(f"next: karat run {file}"))
 
 
@@ -93,15 +91,13 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
 
 
 def _estimate(work: Pending, reference: pl.DataFrame | None) -> float:
-    from karat.scoring import default_workers
-
     sample = work.missing.sample(min(SAMPLE, work.missing.height), seed=0).drop(DIGEST)
     prepared = work.scorer.prepare(reference.drop(DIGEST) if reference is not None else None)
     score_chunk(work.scorer, sample.head(1), prepared)
     began = time.perf_counter()
     score_chunk(work.scorer, sample, prepared)
     each = (time.perf_counter() - began) / sample.height
-    return each * work.missing.height / default_workers()
+    return float(each * work.missing.height / cores())
 
 
 def _training(config: Config, store: Store) -> list[Step]:

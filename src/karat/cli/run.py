@@ -72,8 +72,11 @@ def _comparison(comparison: dict[str, Any], unit: str) -> str:
     low, high = comparison["low"], comparison["high"]
     told = f"no interval: {comparison['note']}"
     if low is not None:
-        verdict = "better" if high < 0 else "worse" if low > 0 else "no clear difference, the interval holds zero"
-        told = f"{comparison['level']:.0%} interval [{low:+.3f}, {high:+.3f}], {comparison['seeds']} seeds: {verdict}"
+        verdict = (
+            "better" if high < 0 else "worse" if low > 0 else "no clear difference, the interval holds zero"
+        )
+        interval = f"{comparison['level']:.0%} interval [{low:+.3f}, {high:+.3f}]"
+        told = f"{interval}, {comparison['seeds']} seeds: {verdict}"
     return (
         f"held-out {unit}: selection {comparison['mean_selection']:.3f}, {comparison['label']} "
         f"{comparison['mean_against']:.3f}; difference {comparison['difference']:+.3f}, {told}"

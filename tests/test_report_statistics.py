@@ -1,0 +1,120 @@
+"""The numbers behind the report, against hand computation and laws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from karat.report import headline, statistics, words
+from karat.report.run import Run
+
+FLOATS = st.lists(
+    st.floats(width=64, allow_nan=True, allow_infinity=True) | st.none(), min_size=1, max_size=80
+)
+
+
+def run(scores: list[float | None], kept: list[bool], lengths: list[int] | None = None, **more: Any) -> Run:
+    frame = pl.DataFrame(
+        {"id": [str(i) for i in range(len(scores))], "weight": [float(k) for k in kept], "s": scores},
+        schema_overrides={"s": pl.Float64},
+    )
+    if lengths is not None:
+        frame = frame.with_columns(pl.Series("length.bytes", lengths))
+    frame = frame.with_columns(**more)
+    length = ("length.bytes",) if lengths is not None else ()
+    return Run(frame, frame["weight"] > 0, {}, pl.DataFrame(), ("s", *length), length, "s", True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(FLOATS)
+@example([1.0, 1.0 + 2**-52])
+@example([5e-324, 1e308, 3.0, 3.0, 3.0])
+@example([-1.7e308, 1.7e308])
+def test_a_histogram_counts_every_finite_score_once(scores: list[float | None]) -> None:
+    kept = [i % 3 == 0 for i in range(len(scores))]
+    finite = [k for s, k in zip(scores, kept, strict=True) if s is not None and np.isfinite(s)]
+    found = statistics.bins(run(scores, kept), "s")
+    if not finite:
+        assert found is None
+        return
+    assert found is not None
+    assert (int(found.kept.sum()), int(found.dropped.sum())) == (sum(finite), len(finite) - sum(finite))
+    assert np.isfinite(found.edges).all()
+    assert (np.diff(found.edges) > 0).all()
+
+
+def test_effective_samples_by_hand() -> None:
+    assert statistics.effective_samples(pl.Series([1.0, 3.0, 0.0])) == pytest.approx(16 / 10)
+    assert statistics.effective_samples(pl.Series([0.2] * 7)) == pytest.approx(7)
+    assert statistics.effective_samples(pl.Series([1e-200, 3e-200])) == pytest.approx(1.6)
+    assert statistics.effective_samples(pl.Series([0.0])) == 0.0
+
+
+def test_correlations_by_hand() -> None:
+    line = statistics.correlations(run([1.0, 2.0, 3.0, 10.0, None], [True] * 5, [2, 1, 4, 8, 99]))[0]
+    assert line["rows"] == 4
+    assert line["spearman"] == pytest.approx(0.8)
+    assert line["pearson"] == pytest.approx(np.corrcoef([1, 2, 3, 10], [2, 1, 4, 8])[0, 1])
+    assert line["strong"]
+    constant = statistics.correlations(run([1.0] * 4, [True] * 4, [1, 2, 3, 4]))[0]
+    assert (constant["spearman"], constant["pearson"], constant["strong"]) == (None, None, False)
+
+
+def test_the_cut_is_the_last_kept_score_and_is_absent_where_none_parts_the_rows() -> None:
+    clean = statistics.cut(run([4.0, 3.0, 2.0, 1.0, None], [True, True, False, False, False]))
+    assert clean == statistics.Cut(3.0, True)
+    mixed = statistics.cut(run([4.0, 3.0, 2.0, 1.0], [True, False, False, True]))
+    assert mixed is None
+    assert statistics.cut(run([1.0, 2.0], [True, True])) is None
+    assert statistics.cut(run([1.0, 1.0], [True, False])) is None
+
+
+def test_composition_by_hand() -> None:
+    lines = statistics.composition(
+        run([1.0] * 4, [True, False, True, False], [10, 30, 40, 20], group=pl.Series(["a", "a", "b", None]))
+    )
+    a = next(line for line in lines if line["group"] == "a")
+    assert (a["rows"], a["rows_kept"], a["size"], a["size_kept"]) == (2, 1, 40, 10)
+    assert a["ratio"] == pytest.approx((1 / 2) / (2 / 4))
+    assert a["size_ratio"] == pytest.approx((10 / 50) / (40 / 100))
+    nothing = next(line for line in lines if line["group"] is None)
+    assert (nothing["rows"], nothing["ratio"]) == (1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("select", "says"),
+    [
+        ({"kind": "top_k", "by": "s", "budget": "10% tokens"}, "the top 10% of tokens by s"),
+        ({"kind": "top_k", "by": "s", "budget": 1000}, "the top 1,000 rows by s"),
+        ({"kind": "random", "budget": "5%"}, "a random 5% of rows"),
+        (
+            {"kind": "threshold", "by": "s", "at_least": 0.5},
+            "those whose s passes the threshold (at least 0.5)",
+        ),
+        ({"kind": "my.module:Pick", "by": "s"}, "by my.module:Pick on s"),
+    ],
+)  # fmt: skip
+def test_what_was_done_in_words(select: dict[str, Any], says: str) -> None:
+    done = run([1.0, 0.0], [True, False])
+    done.record.update(config={"select": select})
+    assert headline.what_was_done(done) == f"1 of 2 rows kept: {says}."
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert [words.number(v) for v in (1234567, 0.123456, -2.5, 1e-7, 123456.7, None, float("nan"), True)] == [
+        "1,234,567", "0.1235", "−2.5", "1e−07", "123,457", "–", "–", "–",
+    ]  # fmt: skip
+    assert [words.percent(v) for v in (0.1, 1e-9, 0.0, None)] == ["10.0%", "<0.1%", "0.0%", "–"]
+    assert [words.seconds(v) for v in (0.04, 59.0, 61.0, 3700)] == [
+        "0.04 s",
+        "59 s",
+        "1 min 01 s",
+        "1 h 01 min",
+    ]
+    assert words.visible("a\x00b\x1b\n\té") == "a\u2400b\u241b\n\té"
+    assert words.moment("2026-01-02T03:04:05.678+00:00") == "2026-01-02 03:04:05 UTC"

@@ -1,0 +1,408 @@
+"""ReweightCallback around training: refusals, restoring, adapters, evaluation, checkpoints, ranks."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import (
+    DataCollatorWithFlattening,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+)
+
+from karat.errors import WeightError
+from karat.reweight.online.group_dro import GroupDro
+from karat.reweight.online.kl_dro import KlDro
+from karat.reweight.online.loss_shape import LinUpper
+from karat.trainers.callback import ReweightCallback
+from karat.trainers.checkpoint import FILE
+
+_spec = importlib.util.spec_from_file_location(
+    "trainer_weights", Path(__file__).parent / "test_trainer_weights.py"
+)
+assert _spec is not None
+assert _spec.loader is not None
+base = importlib.util.module_from_spec(_spec)
+sys.modules["trainer_weights"] = base  # so that data-loader workers can unpickle what it defines
+_spec.loader.exec_module(base)
+llama, gpt2, rows, pad, train = base.llama, base.gpt2, base.rows, base.pad, base.train
+with_weights, identical, distance = base.with_weights, base.identical, base.distance
+
+
+def refused(folder: Path, model: Any, data: Any, callback: ReweightCallback, **options: Any) -> WeightError:
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(WeightError) as caught:
+        train(folder, model, data, callback, **options)
+    assert identical(before, model.state_dict()), "refused too late"
+    assert caught.value.hint or caught.value.where
+    return caught.value
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        yield from rows(4)
+
+
+class OwnLoss(Trainer):
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any) -> Any:
+        inputs.pop("karat", None)
+        return model(**inputs).loss
+
+
+def test_settings_that_bypass_the_loss_are_refused(tmp_path: Path) -> None:
+    def refuse(**options: Any) -> str:
+        return str(refused(tmp_path, llama(), rows(4), ReweightCallback(), **options))
+
+    assert "label_smoothing_factor" in refuse(label_smoothing_factor=0.1)
+    assert "compute_loss_func" in refuse(compute_loss_func=lambda outputs, labels, **k: outputs.logits.sum())
+    assert "row numbers" in refuse(cls=OwnLoss)
+    assert "packing" in refuse(collator=DataCollatorWithFlattening())
+    assert "dictionary" in refuse(collator=lambda features: [1, 2])
+    assert "as list" in refuse(collator=lambda features: {**pad(features), "labels": [1] * len(features)})
+    assert "without labels" in refuse(collator=lambda features: {"input_ids": pad(features)["input_ids"]})
+
+
+def test_two_callbacks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightError, match="two ReweightCallbacks"):
+        train(tmp_path, llama(), rows(4), [ReweightCallback(), ReweightCallback()])
+
+
+class Reporter(TrainerCallback):
+    def __init__(self) -> None:
+        self.seen: list[dict[str, Any]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.seen.append(dict(logs))
+
+
+def test_reporters_before_the_callback_see_its_figures(tmp_path: Path) -> None:
+    reporter = Reporter()
+    train(tmp_path, llama(), rows(8), [reporter, ReweightCallback()])
+    assert all("karat/largest_weight" in logs for logs in reporter.seen[:2])
+
+
+def test_datasets_and_models_without_a_way_are_refused(tmp_path: Path) -> None:
+    assert "stream" in str(refused(tmp_path, llama(), Stream(), ReweightCallback(), max_steps=1))
+    config = DistilBertConfig(vocab_size=23, dim=32, hidden_dim=32, n_layers=1, n_heads=2, dropout=0.0)
+    data = [{"input_ids": [1, 2, 3], "label": i % 2} for i in range(4)]
+    from transformers import default_data_collator
+
+    model = DistilBertForSequenceClassification(config)
+    error = refused(tmp_path, model, data, ReweightCallback(), collator=default_data_collator)
+    assert error.where == "DistilBertForSequenceClassification"
+    model = llama()
+    model.loss_function = lambda **kwargs: torch.zeros((), requires_grad=True)
+    assert "not known per sample" in str(refused(tmp_path, model, rows(4), ReweightCallback()))
+
+
+def test_liger_is_refused(tmp_path: Path) -> None:
+    model = llama()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("must not be reached")
+
+    forward.__module__ = "liger_kernel.transformers.model.llama"
+    model.forward = forward
+    assert "Liger" in str(refused(tmp_path, model, rows(4), ReweightCallback()))
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ([1, 1, -1, 1], "row 2 is -1"),
+        ([1.0, None, 1.0, 1.0], "row 1 is None"),
+        ([1.0, 1.0, 1.0, float("nan")], "row 3 is nan"),
+        ([1.0, float("inf"), 1.0, float("nan")], "row 1 is inf"),
+        ([0, 0, 0, 0], "no row has a positive weight"),
+        (["1", "2", "3", "4"], "must be numbers"),
+        ([[1.0]] * 4, "must be numbers"),
+        ([1e-60, 1.0, 1.0, 1.0], "too small"),
+    ],
+)
+@pytest.mark.parametrize("table", [True, False])
+def test_wrong_weights_are_refused(tmp_path: Path, weights: list[Any], says: str, table: bool) -> None:
+    data: Any = with_weights(rows(4), weights)
+    data = data if table else base.Listed(data)
+    assert says in str(refused(tmp_path, llama(), data, ReweightCallback()))
+
+
+def test_columns_that_are_missing_or_ambiguous_are_refused(tmp_path: Path) -> None:
+    def refuse(data: Any, callback: ReweightCallback) -> str:
+        return str(refused(tmp_path, llama(), data, callback))
+
+    assert "no column 'quality'" in refuse(rows(4), ReweightCallback(weight="quality"))
+    both = with_weights(with_weights(rows(4), [1] * 4), [2] * 4, "sample_weight")
+    assert "both" in refuse(both, ReweightCallback())
+    assert "no column 'group'" in refuse(rows(4), ReweightCallback(GroupDro()))
+    holes = [{**row, "group": name} for row, name in zip(rows(4), ["a", None, "b", "a"], strict=True)]
+    assert "row 1 has no group" in refuse(holes, ReweightCallback(GroupDro()))
+    reals = [{**row, "group": 0.5} for row in rows(4)]
+    assert "strings or integers" in refuse(reals, ReweightCallback(GroupDro()))
+    train(tmp_path, llama(), with_weights(rows(4), ["x"] * 4), ReweightCallback(weight=None))
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(WeightError, match="reduction"):
+        ReweightCallback(reduction="mean")  # type: ignore[arg-type]
+    with pytest.raises(WeightError, match="unknown"):
+        ReweightCallback("lin_uper")
+    with pytest.raises(WeightError, match="not a reweighter"):
+        ReweightCallback(3)  # type: ignore[arg-type]
+    assert ReweightCallback("lin_upper").reweighter == LinUpper()
+
+
+class Explodes(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 2:
+            raise RuntimeError("boom")
+
+
+def clean(model: Any) -> bool:
+    return not (model._forward_hooks or model._forward_pre_hooks or "_loss_function" in model.__dict__)
+
+
+@pytest.mark.parametrize("reduction", ["token", "sample"])
+def test_everything_is_taken_off(tmp_path: Path, reduction: Any) -> None:
+    callback = ReweightCallback(LinUpper(), reduction=reduction)
+    trainer, _ = train(tmp_path, llama(), with_weights(rows(12), range(12)), callback)
+    assert clean(trainer.model)
+    assert "get_batch_samples" not in trainer.__dict__
+    callback.uninstall()
+    trainer.remove_callback(ReweightCallback)
+    batch = pad(rows(4))
+    trainer.model.train()
+    loss = trainer.model(**batch).loss
+    trainer.model.eval()
+    assert torch.equal(loss, trainer.model(**batch).loss)
+
+
+def test_an_exception_leaves_a_stock_model_and_a_second_training_works(tmp_path: Path) -> None:
+    data = with_weights(rows(12), range(1, 13))
+    _, expected = train(tmp_path, llama(), data, ReweightCallback(LinUpper()))
+    callback, model = ReweightCallback(LinUpper()), llama()
+    start = copy.deepcopy(model.state_dict())
+    trainer, _ = train(tmp_path, model, data, callback, max_steps=1)
+    trainer.args.max_steps = -1
+    trainer.add_callback(Explodes())
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer.train()
+    assert "_loss_function" not in model.__dict__
+    model.train()
+    loss = model(**pad(rows(4))).loss
+    model.eval()
+    assert torch.equal(loss, model(**pad(rows(4))).loss)
+    trainer.remove_callback(Explodes)
+    model.load_state_dict(start)
+    trainer.train()
+    assert identical(expected, model.state_dict())
+    assert clean(model)
+
+
+def test_an_exception_in_the_forward_pass_puts_the_loss_back(tmp_path: Path) -> None:
+    model = llama()
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("in forward")
+
+    model.lm_head.register_forward_hook(fail)
+    callback = ReweightCallback()
+    with pytest.raises(RuntimeError, match="in forward"):
+        train(tmp_path, model, rows(4), callback)
+    assert "_loss_function" not in model.__dict__
+    callback.uninstall()
+    assert clean(model)
+
+
+def test_evaluation_is_untouched(tmp_path: Path) -> None:
+    options = {"eval_dataset": datasets.Dataset.from_list(with_weights(rows(6, seed=9), [0, 9, 9, 9, 9, 9]))}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 3}
+    stock, a = train(tmp_path, llama(), rows(12), **options)
+    ours, b = train(tmp_path, llama(), with_weights(rows(12), [5] * 12), ReweightCallback(), **options)
+    assert identical(a, b)
+    losses = [[e["eval_loss"] for e in t.state.log_history if "eval_loss" in e] for t in (stock, ours)]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
+
+
+class Probe(TrainerCallback):
+    """Looks at the loss of a training batch in evaluation mode."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model, batch = kwargs["model"], next(iter(kwargs["train_dataloader"]))
+        model.eval()
+        with torch.no_grad():
+            carried = model(**batch).loss
+            batch.pop("karat")
+            assert torch.equal(carried, model(**batch).loss)
+        model.train()
+
+
+def test_a_training_batch_in_evaluation_mode_has_the_stock_loss(tmp_path: Path) -> None:
+    data = with_weights(rows(12), range(1, 13))
+    _, plain = train(tmp_path, llama(), data, ReweightCallback(LinUpper()))
+    _, probed = train(tmp_path, llama(), data, [ReweightCallback(LinUpper()), Probe()])
+    assert identical(plain, probed)
+
+
+def test_a_callback_added_later_finds_the_dropped_column(tmp_path: Path) -> None:
+    data, options = with_weights(rows(12), range(12)), {"train_sampling_strategy": "sequential"}
+    _, expected = train(tmp_path, llama(), data, ReweightCallback(), **options)
+    model = llama()
+    trainer, _ = train(tmp_path, model, data, max_steps=1, **options)
+    model.load_state_dict(llama().state_dict())
+    trainer.args.max_steps = -1
+    trainer.add_callback(ReweightCallback())
+    trainer.train()
+    assert identical(expected, model.state_dict())
+
+
+def test_a_loader_with_other_rows_is_refused(tmp_path: Path) -> None:
+    class Other(Trainer):
+        def get_train_dataloader(self) -> Any:
+            kept = self.train_dataset
+            self.train_dataset = kept.select(range(11, -1, -1)).remove_columns("weight")
+            loader = super().get_train_dataloader()
+            self.train_dataset = kept
+            return loader
+
+    data = with_weights(rows(12), range(12))
+    assert "not those of train_dataset" in str(
+        refused(tmp_path, llama(), data, ReweightCallback(), cls=Other)
+    )
+
+
+def test_lora(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+
+    def make() -> Any:
+        model = llama()
+        torch.manual_seed(1)
+        return peft.get_peft_model(
+            model, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        )
+
+    data = rows(12)
+    _, stock = train(tmp_path, make(), data)
+    _, ones = train(tmp_path, make(), with_weights(data, [4] * 12), ReweightCallback())
+    assert identical(stock, ones)
+    options = {"train_sampling_strategy": "sequential"}
+    half = [i % 2 for i in range(12)]
+    trainer, ours = train(tmp_path, make(), with_weights(data, half), ReweightCallback(), **options)
+    _, without = train(tmp_path, make(), data[1::2], per_device_train_batch_size=2, **options)
+    assert distance(ours, without) < 1e-6
+    assert distance(ours, stock) > 1e-6
+    assert clean(trainer.model)
+    assert clean(trainer.model.get_base_model())
+
+
+def test_workers_checkpointing_of_activations_and_bf16(tmp_path: Path) -> None:
+    data = with_weights(rows(12), range(1, 13))
+    _, expected = train(tmp_path, llama(), data, ReweightCallback())
+    _, workers = train(tmp_path, llama(), data, ReweightCallback(), dataloader_num_workers=2)
+    assert identical(expected, workers)
+    _, recomputed = train(tmp_path, llama(), data, ReweightCallback(), gradient_checkpointing=True)
+    assert distance(expected, recomputed) < 1e-6
+    callback = ReweightCallback(LinUpper())
+    _, mixed = train(tmp_path, llama(), data, callback, bf16=True)
+    assert all(value.isfinite().all() for value in mixed.values())
+
+
+@pytest.mark.parametrize(
+    "reweighter",
+    [LinUpper(temperature=0.5, warmup_steps=2), KlDro(scope="running"), GroupDro(step_size=1.0, ema=0.5)],
+    ids=lambda r: r.kind,
+)
+def test_resuming_equals_training_through(tmp_path: Path, reweighter: Any) -> None:
+    data = [{**row, "weight": 1.0 + i, "group": i % 3} for i, row in enumerate(rows(26))]
+    options = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2, "optim": "adamw_torch"}
+    options |= {"gradient_accumulation_steps": 2}
+    _, through = train(tmp_path / "a", llama(), data, ReweightCallback(reweighter), **options)
+    checkpoint = tmp_path / "a" / "checkpoint-2"
+    assert (checkpoint / FILE).is_file()
+    resumed = ReweightCallback(reweighter)
+    _, again = train(tmp_path / "a", llama(seed=8), data, resumed, resume=str(checkpoint), **options)
+    assert identical(through, again)
+
+
+def test_resuming_without_or_with_another_state_is_refused(tmp_path: Path) -> None:
+    data = [{**row, "group": "ab"[i % 2]} for i, row in enumerate(rows(12))]
+    options = {"save_strategy": "steps", "save_steps": 1}
+    train(tmp_path, llama(), data, ReweightCallback(LinUpper()), **options)
+    checkpoint = tmp_path / "checkpoint-1"
+
+    def refuse(callback: ReweightCallback, rows: Any = data) -> str:
+        with pytest.raises(WeightError) as caught:
+            train(tmp_path, llama(), rows, callback, resume=str(checkpoint), **options)
+        return str(caught.value)
+
+    assert "was trained with" in refuse(ReweightCallback(LinUpper(temperature=2)))
+    assert "was trained with" in refuse(ReweightCallback(GroupDro()))
+    (checkpoint / FILE).write_bytes(b"broken")
+    assert "cannot be read" in refuse(ReweightCallback(LinUpper()))
+    (checkpoint / FILE).unlink()
+    assert "no state for lin_upper" in refuse(ReweightCallback(LinUpper()))
+    train(tmp_path, llama(), data, ReweightCallback(), resume=str(checkpoint), **options)
+    train(tmp_path, llama(), data, ReweightCallback(GroupDro()), **options)
+    renamed = [{**row, "group": row["group"] + "x"} for row in data]
+    assert "groups" in refuse(ReweightCallback(GroupDro()), renamed)
+
+
+RANK_SCRIPT = """
+import json, sys, pathlib, importlib.util
+sys.path.insert(0, sys.argv[1])
+spec = importlib.util.spec_from_file_location("trainer_weights", sys.argv[1] + "/test_trainer_weights.py")
+base = importlib.util.module_from_spec(spec)
+sys.modules["trainer_weights"] = base
+spec.loader.exec_module(base)
+from karat.reweight.online.group_dro import GroupDro
+from karat.reweight.online.loss_shape import LinUpper
+from karat.trainers.callback import ReweightCallback
+import os, torch
+world = int(os.environ.get("WORLD_SIZE", "1")); rank = int(os.environ.get("RANK", "0"))
+raw = [0.0, 1.0, 2.5, 0.5] * 4
+data = [{**r, "weight": w, "group": i % 3} for i, (r, w) in enumerate(zip(base.rows(16), raw))]
+out = {}
+parts = {"static": None, "lin_upper": LinUpper(temperature=0.4), "group": GroupDro(step_size=0.5)}
+backend = "gloo" if world > 1 else None
+for name, reweighter in parts.items():
+    for reduction in ("token", "sample"):
+        callback = ReweightCallback(reweighter, reduction=reduction)
+        _, state = base.train(pathlib.Path(sys.argv[2]), base.llama(), data, callback,
+            per_device_train_batch_size=8 // world, gradient_accumulation_steps=2,
+            num_train_epochs=2, train_sampling_strategy="sequential", ddp_backend=backend)
+        parameters = sorted((k, v.flatten().tolist()) for k, v in state.items())
+        out[name + reduction] = [parameters, callback.history]
+pathlib.Path(sys.argv[2], f"result-{world}-{rank}.json").write_text(json.dumps(out))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_update_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK_SCRIPT)
+    here = str(Path(__file__).parent)
+    subprocess.run([sys.executable, str(script), here, str(tmp_path)], check=True, timeout=300)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731"]
+    subprocess.run([*launch, str(script), here, str(tmp_path)], check=True, timeout=300)
+    one, first, second = (
+        json.loads((tmp_path / f"result-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
+    )
+    for case, (parameters, history) in one.items():
+        assert first[case][0] == second[case][0], "ranks have drifted apart"
+        for (_, a), (_, b) in zip(parameters, first[case][0], strict=True):
+            assert max(abs(x - y) for x, y in zip(a, b, strict=True)) < 2e-6, case
+        for a, b in zip(history, first[case][1], strict=True):
+            assert a["effective_sample_size"] == pytest.approx(b["effective_sample_size"], rel=1e-4)
+            assert a["loss_unweighted"] == pytest.approx(b["loss_unweighted"], rel=1e-4)
+            assert a["largest_weight"] == pytest.approx(b["largest_weight"], rel=1e-4)

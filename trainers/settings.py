@@ -1,0 +1,62 @@
+"""What `train:` in a config says."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from karat.registry import AnyReweighter
+
+TINY_RATE = 4e-3
+PRETRAINED_RATE = 2e-5
+
+
+class TrainSettings(BaseModel):
+    """Train a causal language model on the selection, and the same model on each control.
+
+    Every arm takes `steps` steps of `batch_size` x `gradient_accumulation` blocks of at most `max_length`
+    tokens; with one seed, all arms start from the same weights.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str = Field(default="tiny", min_length=1)
+    """"tiny" (bytes, 0.7 M parameters, from scratch), or a folder or Hub id of a pretrained causal LM."""
+    steps: PositiveInt = 150
+    batch_size: PositiveInt = 8
+    gradient_accumulation: PositiveInt = 1
+    learning_rate: PositiveFloat | None = None
+    """Peak of a cosine schedule; None: 0.004 for "tiny", 0.00002 for a pretrained model."""
+    warmup: float = Field(default=0.1, ge=0, le=1)
+    """Share of the steps over which the learning rate rises."""
+    max_length: int = Field(default=128, ge=2)
+    """Tokens in a block; longer rows become several blocks, none of it is cut off."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    evaluate_every: PositiveInt = 50
+    evaluate_rows: PositiveInt | None = 100
+    """At most this many held-out rows, drawn by the hash of their id; None: all of them."""
+    reweighter: AnyReweighter | None = None
+    """Adapts the weights to the losses, in every arm alike, so that the arms differ in their rows alone."""
+    controls: tuple[Literal["tokens", "tokens+group"], ...] = ("tokens",)
+    """Random selections of the same size in tokens, or in tokens of each group."""
+    use_weights: bool = True
+    """Whether the selection's weights reach the loss, or only its choice of rows counts."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if not self.seeds:
+            raise ValueError("seeds: name at least one; an interval needs three")
+        for name, values in (("seeds", self.seeds), ("controls", self.controls)):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: one is named twice")
+        if not all(0 <= seed < 2**32 for seed in self.seeds):
+            raise ValueError("seeds: from 0 to 4294967295")
+        return self
+
+    @property
+    def rate(self) -> float:
+        """The learning rate, with its default."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return TINY_RATE if self.model == "tiny" else PRETRAINED_RATE

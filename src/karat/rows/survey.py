@@ -140,7 +140,7 @@ def _guess(frame: pl.DataFrame) -> tuple[str, Columns] | None:
             return "messages" if turns == ("role", "content") else "sharegpt", Columns(messages=name)
     known = next((lower[name] for name in ("text", *TEXTS) if name in lower), None)
     if known is None and texts:
-        known = max(texts, key=lambda name: frame[name].str.len_bytes().mean() or 0)  # type: ignore[arg-type,return-value]
+        known = max(texts, key=lambda name: frame[name].str.len_bytes().mean() or 0)
     return ("text", Columns(text=known)) if known is not None else None
 
 

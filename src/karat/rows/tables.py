@@ -44,7 +44,8 @@ def read_arrow(path: Path) -> Loaded:
     try:
         with path.open("rb") as file:
             stream = file.read(6) != b"ARROW1"
-            file.seek(0)
+        # Opened again: polars reads on from where the buffer, not the program, has got to.
+        with path.open("rb") as file:
             frame = pl.read_ipc_stream(file) if stream else pl.read_ipc(file)
     except PermissionError as error:
         raise broken(path, error) from None

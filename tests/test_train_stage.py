@@ -235,7 +235,9 @@ def test_an_arm_reports_what_it_did(arm: Arm) -> None:
     keys = {"step", "train_loss", "bits_per_byte", "effective_sample_size", "largest_weight"}
     for point in result.curve:
         assert set(point) == keys
-        assert all(isinstance(value, int | float) and math.isfinite(value) for value in point.values())
+        evaluated = point["step"] in (2, 4, 5)
+        measured = [value for key, value in point.items() if key != "bits_per_byte" or evaluated]
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in measured)
     assert result.final == result.curve[-1]["bits_per_byte"]
     assert 0 < result.tokens <= 5 * 2 * 16
     assert (result.rows, result.rows_split, result.heldout_rows, result.heldout_lossy) == (12, 12, 4, 0)

@@ -33,8 +33,7 @@ def export_stage(config: Config, inputs: Inputs, selection: pl.DataFrame, record
     """Write dataset/: the kept rows with their own columns, weight and scores."""
     with record.stage("export") as timing:
         original = inputs.pool.original()
-        id_column = config.data.columns.id or ("id" if "id" in original.columns else None)
-        frame = exported(original, selection, id_column)
+        frame = exported(original, selection, inputs.pool.about["id_column"])
         files = write_dataset(frame, config.out / "dataset", config.export.shard_rows)
         timing.note = f"{frame.height:,} rows in {len(files)} file{'s' if len(files) > 1 else ''}"
         current().finish("export", timing.note)

@@ -60,6 +60,7 @@ def load_rows(spec: DataSpec, store: Store) -> RowSet:
         "layout": rows.layout,
         "source": rows.source,
         "skipped": rows.skipped,
+        "id_column": rows.id_column,
         "digest": frame_digest([*rows.view["id"].to_list(), *digests.to_list()]),
     }
     write_json(about, folder / "about.json")

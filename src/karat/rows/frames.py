@@ -9,11 +9,12 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from karat.errors import ConfigError, DataError, closest
-from karat.rows.layouts import as_text, detect_layout, to_fields
+from karat.rows.ids import content_ids
+from karat.rows.layouts import as_text, detect_layout, fields_of, to_fields
 from karat.rows.loaded import Loaded
 from karat.rows.specs import Columns, Layout, RowOptions
 from karat.rows.storable import storable
-from karat.rows.view import VIEW, Rows, content_digest
+from karat.rows.view import VIEW, Rows
 
 NO_IDS = "`columns: {id: other}` names another column, `{id: false}` makes ids from the content"
 
@@ -83,6 +84,7 @@ def _converted(frame: Any) -> pl.DataFrame:
 def to_rows(loaded: Loaded, options: RowOptions) -> Rows:
     """Build the view and check the ids; raises DataError naming the row."""
     _some(loaded)
+    _no_patterns(loaded)
     loaded.frame = storable(loaded.frame, loaded.source)
     layout = options.layout or detect_layout(loaded.frame, options.columns, loaded.source)
     fields, good = to_fields(loaded, options, layout)
@@ -96,7 +98,7 @@ def to_rows(loaded: Loaded, options: RowOptions) -> Rows:
         if not good.all():
             loaded, fields, ids = loaded.keep(good), fields.filter(good), ids.filter(good)
     else:
-        ids = content_digest(fields)
+        ids = content_ids(loaded.frame, fields_of(layout, options.columns, loaded.frame))
     _some(loaded)
     view = fields.with_columns(ids.alias("id"), _groups(loaded, options.columns.group).alias("group"))
     view = view.select(list(VIEW))
@@ -110,6 +112,17 @@ def _some(loaded: Loaded) -> None:
         bad = {reason: count for reason, count in sorted(loaded.skipped.items()) if count}
         hint = ", ".join(f"{count:,} skipped: {reason}" for reason, count in bad.items()) or None
         raise DataError("has no rows", where=loaded.source, hint=hint)
+
+
+def _no_patterns(loaded: Loaded) -> None:
+    """polars reads some names as patterns over all columns, which would mix columns up in silence."""
+    for name in loaded.frame.columns:
+        if name == "*" or (name.startswith("^") and name.endswith("$")):
+            raise DataError(
+                f"the column name {name!r} is a pattern to polars",
+                where=loaded.source,
+                hint="rename the column",
+            )
 
 
 def _own_ids(loaded: Loaded, name: str, options: RowOptions) -> tuple[pl.Series, pl.Series]:

@@ -123,7 +123,7 @@ def as_text(loaded: Loaded, name: str) -> pl.Series:
         return column.cast(pl.String)
     if column.dtype != pl.String:
         row = next((i for i, value in enumerate(column) if value is not None), 0)
-        value = repr(column[row])
+        value = repr(column.slice(row, 1).to_list()[0])
         shown = value if len(value) < 60 else value[:57] + "..."
         raise DataError(
             f"holds {column.dtype} where text is expected, e.g. {shown}",

@@ -73,6 +73,24 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def ticker(stage: str, unit: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that opens the stage at its first call and closes it at its last."""
+    seen = {"started": False, "finished": False}
+
+    def tick(done: int, total: int) -> None:
+        if seen["finished"]:
+            return
+        if not seen["started"]:
+            seen["started"] = True
+            current().start(stage, total, unit)
+        current().advance(stage, done)
+        if done >= total:
+            seen["finished"] = True
+            current().finish(stage, f"{total:,} {unit}")
+
+    return tick
+
+
 _current: ContextVar[Reporter | None] = ContextVar("karat_progress", default=None)
 
 

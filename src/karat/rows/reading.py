@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from karat.errors import DataError
+from karat.progress import ticker
 from karat.rows.files import find_files, read_files
 from karat.rows.frames import refused, to_rows
 from karat.rows.loaded import Loaded
@@ -38,7 +39,7 @@ def _load(spec: RowOptions) -> Loaded:
     if isinstance(spec, HubData):
         loaded = read_hub(spec)
     elif isinstance(spec, HarvestData):
-        loaded = Loaded(spec.load(), f"harvest ({spec.part})")
+        loaded = Loaded(spec.load(ticker("parse installed packages", "files")), f"harvest ({spec.part})")
     else:
         raise DataError(f"cannot read from {type(spec).__name__}")
     return loaded

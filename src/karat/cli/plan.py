@@ -82,7 +82,8 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
         seconds = _estimate(work, inputs.reference) if work.missing.height else 0.0
         note = f"{work.missing.height:,} rows to score, {work.known:,} in the store"
         steps.append(Step(f"score {scorer.kind}", note, seconds))
-    steps.append(Step("select", f"{config.select}", 0.1))
+    chosen = config.select.model_dump(mode="json", exclude_defaults=True)
+    steps.append(Step("select", ", ".join(f"{key} {value}" for key, value in chosen.items()), 0.1))
     steps.append(Step("export", "dataset/, selection.parquet", 0.5))
     if config.train is not None:
         steps.extend(_training(config, store))
@@ -108,7 +109,8 @@ def _training(config: Config, store: Store) -> list[Step]:
     note = f"{models} models ({arms} arms × {len(settings.seeds)} seeds), {settings.steps} steps each"
     if rate is None:
         return [Step("train", f"{note}; no earlier run to judge the time from", None)]
-    return [Step("train", note, rate * settings.steps * models)]
+    at_once = min(cores(), models) if settings.model == "tiny" else 1
+    return [Step("train", note, rate * settings.steps * models / at_once)]
 
 
 def _seconds_per_step(model: str, store: Store) -> float | None:

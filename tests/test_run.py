@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -104,6 +105,34 @@ def test_new_rows_are_scored_alone(folder: Path, prefect_home: Path) -> None:
     assert "1 scored, 300 in the store" in done.stderr
     selection = pl.read_parquet(folder / "runs" / "c" / "selection.parquet")
     assert selection["id"][100] == "new"
+
+
+def test_training_compares_the_selection_with_its_controls(folder: Path, prefect_home: Path) -> None:
+    train = (
+        "train={model: tiny, steps: 2, batch_size: 2, max_length: 32, seeds: [3, 4, 5], evaluate_rows: 2, "
+        "reweighter: {kind: lin_upper}, controls: [tokens, tokens+group]}"
+    )
+    done = karat(folder, "run", "c.yaml", "evaluate=50%", train, home=prefect_home)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "runs" / "c" / "run.json").read_text())
+    training = record["training"]
+    assert [(arm["arm"], arm["seed"]) for arm in training["arms"]] == [
+        (name, seed) for seed in (3, 4, 5) for name in ("selection", "tokens", "tokens+group")
+    ]
+    finals: dict[str, list[float]] = {}
+    for arm in training["arms"]:
+        finals.setdefault(arm["arm"], []).append(arm["final"])
+    for comparison in training["comparisons"]:
+        mean = statistics.fmean(finals["selection"]) - statistics.fmean(finals[comparison["against"]])
+        assert comparison["difference"] == pytest.approx(mean)
+        assert comparison["low"] < comparison["difference"] < comparison["high"]
+        assert comparison["seeds"] == 3
+    assert "held-out bits per byte" in done.stdout
+    assert record["counts"]["heldout"] == 10
+
+    again = karat(folder, "run", "c.yaml", "evaluate=50%", train, "--fresh", home=prefect_home)
+    assert "0 models trained, 9 in the store" in again.stderr
+    assert json.loads((folder / "runs" / "c" / "run.json").read_text())["training"] == training
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -306,11 +307,24 @@ def test_lora(tmp_path: Path) -> None:
     assert clean(trainer.model.get_base_model())
 
 
-def test_workers_checkpointing_of_activations_and_bf16(tmp_path: Path) -> None:
+def test_loader_workers(tmp_path: Path) -> None:
+    """In a process of its own: forked workers inherit whatever threads earlier tests have left."""
+    if not os.environ.get("KARAT_OWN_PROCESS"):
+        command = [sys.executable, "-m", "pytest", "-q", f"{__file__}::test_loader_workers"]
+        environment = {**os.environ, "KARAT_OWN_PROCESS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert done.returncode == 0, done.stdout
+        assert "1 passed" in done.stdout
+        return
     data = with_weights(rows(12), range(1, 13))
     _, expected = train(tmp_path, llama(), data, ReweightCallback())
     _, workers = train(tmp_path, llama(), data, ReweightCallback(), dataloader_num_workers=2)
     assert identical(expected, workers)
+
+
+def test_checkpointing_of_activations_and_bf16(tmp_path: Path) -> None:
+    data = with_weights(rows(12), range(1, 13))
+    _, expected = train(tmp_path, llama(), data, ReweightCallback())
     _, recomputed = train(tmp_path, llama(), data, ReweightCallback(), gradient_checkpointing=True)
     assert distance(expected, recomputed) < 1e-6
     callback = ReweightCallback(LinUpper())

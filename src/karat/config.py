@@ -19,6 +19,8 @@ SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 def _train_settings(value: Any) -> Any:
+    if value is not None and not isinstance(value, dict | BaseModel):
+        raise PydanticCustomError("mapping", "must be a mapping of keys")
     if not isinstance(value, dict):
         return value
     # The core may not import trainers; the settings' own class does the checking.
@@ -29,12 +31,15 @@ def _train_settings(value: Any) -> Any:
 def _percent(value: Any) -> Any:
     if isinstance(value, str) and value.strip().endswith("%"):
         try:
-            share = float(value.strip().removesuffix("%")) / 100
+            value = float(value.strip().removesuffix("%")) / 100
         except ValueError:
-            share = -1.0
-        if not 0 < share < 1:
-            raise PydanticCustomError("share", "must be between 0% and 100%, or rows of their own")
-        return share
+            value = -1.0
+    elif isinstance(value, str | bool | list):
+        raise PydanticCustomError(
+            "share", "must be a share of the reference such as 50%, or rows of their own"
+        )
+    if isinstance(value, int | float) and not 0 < value < 1:
+        raise PydanticCustomError("share", "must be between 0% and 100%, or rows of their own")
     return value
 
 
@@ -68,23 +73,29 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         written: dict[str, str] = {}
-        for scorer in self.scorers:
+        for number, scorer in enumerate(self.scorers):
             if scorer.needs_reference and self.reference is None:
                 raise PydanticCustomError(
                     "reference", "scorer {kind} needs `reference`: rows like those that the model is for",
-                    {"kind": scorer.kind},
+                    {"kind": scorer.kind, "at": ("scorers", number)},
                 )  # fmt: skip
             for column in scorer.columns():
                 if column in written:
                     raise PydanticCustomError(
-                        "columns", "two scorers write the column {column}; leave one out", {"column": column}
+                        "columns",
+                        "two scorers write the column {column}; leave one out",
+                        {"column": column, "at": ("scorers", number)},
                     )
                 written[column] = scorer.kind
         if isinstance(self.evaluate, float) and self.reference is None:
-            raise PydanticCustomError("evaluate", "`evaluate` as a share needs `reference`")
+            raise PydanticCustomError(
+                "evaluate", "a share needs `reference`, which it is a share of", {"at": ("evaluate",)}
+            )
         if self.train is not None and self.evaluate is None:
             raise PydanticCustomError(
-                "evaluate", "`train` needs `evaluate`: held-out rows, or the share of `reference` to hold out"
+                "evaluate",
+                "needs `evaluate`: held-out rows, or the share of `reference` to hold out",
+                {"at": ("train",)},
             )
         return self
 
@@ -122,11 +133,9 @@ def from_document(document: Document, default_name: str) -> Loaded:
     data = dict(document.data)
     data.setdefault("name", default_name)
     out = data.get("out") or Path("runs") / str(data["name"])
-    if isinstance(out, str | Path):
-        data["out"] = Path(out).expanduser().absolute()
-        data.setdefault("store", data["out"].parent / ".store")
-    if isinstance(data.get("store"), str | Path):
-        data["store"] = Path(data["store"]).expanduser().absolute()
+    data["out"] = _folder(document, "out", out)
+    beside = data["out"].parent if isinstance(data["out"], Path) else Path("runs")
+    data["store"] = _folder(document, "store", data.get("store") or beside / ".store")
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -134,20 +143,75 @@ def from_document(document: Document, default_name: str) -> Loaded:
     return Loaded(config, document)
 
 
+def _folder(document: Document, key: str, value: Any) -> Any:
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        if "\0" in str(value):
+            raise RuntimeError("it holds a NUL character")
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:  # an unknown ~user
+        raise ConfigError(f"is no usable path: {error}", where=document.where((key,))) from None
+
+
 def _explain(error: ValidationError, document: Document) -> ConfigError:
-    problems = list(dict.fromkeys(_one(detail, document) for detail in error.errors(include_url=False)))
-    first, *rest = [f"{where}: {text}" if where else text for where, text in problems]
-    return ConfigError("\n".join([first, *rest]))
+    problems: dict[str, list[str]] = {}
+    details = error.errors(include_url=False)
+    for detail in details:
+        # A list with a wrong item looks too short to pydantic as well.
+        if detail["type"] == "too_short" and any(len(d["loc"]) > len(detail["loc"]) for d in details):
+            continue
+        where, text = _one(detail, document)
+        problems.setdefault(where, []).append(text)
+    return ConfigError("\n".join(f"{where}: {_joined(texts)}" for where, texts in problems.items()))
+
+
+def _joined(texts: list[str]) -> str:
+    """What the members of a union each wanted, as one sentence."""
+    must, seen = "must be ", list(dict.fromkeys(texts))
+    if len(seen) == 1 or not all(text.startswith(must) for text in seen):
+        return "; ".join(seen)
+    wanted = [text.removeprefix(must).partition(", not ") for text in seen]
+    given = wanted[0][1] + wanted[0][2]
+    return must + " or ".join(dict.fromkeys(what for what, _, _ in wanted)) + given
+
+
+_SAID = {
+    "model_type": "must be a mapping of keys",
+    "model_attributes_type": "must be a mapping of keys",
+    "dict_type": "must be a mapping of keys",
+    "is_instance_of": "must be a mapping of keys",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "string_type": "must be text",
+    "path_type": "must be a path",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "invalid_key": "a key must be text",
+}
+"""pydantic's names of plain mistakes, in words that fit a YAML file."""
 
 
 def _one(detail: ErrorDetails, document: Document) -> tuple[str, str]:
-    loc = _in_document(detail["loc"], document)
-    message = detail["msg"]
+    context = detail.get("ctx", {})
+    loc = _in_document(detail["loc"], document) or tuple(context.get("at", ()))
+    message = _SAID.get(detail["type"], detail["msg"].replace("Input should", "must", 1))
     if detail["type"] == "extra_forbidden":
         known = _siblings(loc, document)
         message = f"unknown key; {closest(str(loc[-1]), known)}" if known else "unknown key"
     elif detail["type"] == "missing":
         message = "is missing"
+    elif detail["type"] == "union_tag_invalid":
+        message = f"unknown kind {context['tag']!r}; known: {context['expected_tags'].replace(chr(39), '')}"
+    elif detail["type"] == "string_pattern_mismatch" and loc == ("name",):
+        message = f"must be letters, digits, dot, dash and underscore, at most 100, not {detail['input']!r}"
+    elif detail["type"] == "too_short":
+        message = f"must have at least {context['min_length']} item"
     else:
         given = detail.get("input")
         if isinstance(given, str | int | float | bool | None) and str(given) not in message and loc:

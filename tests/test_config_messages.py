@@ -1,5 +1,7 @@
 """Bad configs: the message names the file, the line and the key, in words that fit a YAML file."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -32,16 +34,32 @@ def problem(text: str) -> str:
         ("{path: p.jsonl}", "p.jsonl", "c.yaml:2, key data: must be a mapping of keys, not 'p.jsonl'"),
         ("{path: p.jsonl}", "[p.jsonl]", "c.yaml:2, key data: must be a mapping of keys"),
         ("{path: p.jsonl}", "{path: 5}", "c.yaml:2, key data.path: must be text or a list, not 5"),
-        ("{path: p.jsonl}", "{kind: sql}", "c.yaml:2, key data: unknown kind 'sql'; known: file, hub, harvest"),
+        (
+            "{path: p.jsonl}",
+            "{kind: sql}",
+            "c.yaml:2, key data: unknown kind 'sql'; known: file, hub, harvest",
+        ),
         ("{kind: length}", "null", "c.yaml:6, key scorers.1: must be a mapping of keys, not None"),
-        ("{kind: length}", "{kind: lenght}", "c.yaml:6, key scorers.1: unknown scorer 'lenght'; did you mean 'length'?"),
+        (
+            "{kind: length}",
+            "{kind: lenght}",
+            "c.yaml:6, key scorers.1: unknown scorer 'lenght'; did you mean 'length'?",
+        ),
         (
             "{kind: length}",
             "{kind: my.mod.Mine}",
             "c.yaml:6, key scorers.1: unknown scorer 'my.mod.Mine'; a class of your own is written 'my.mod:Mine'",
         ),
-        ("{kind: length}", "{kind: ':X'}", "c.yaml:6, key scorers.1: :X is no import path; write package.module:Class"),
-        ("{kind: length}", "{kind: '.a:X'}", "c.yaml:6, key scorers.1: .a:X is no import path; write package.module:Class"),
+        (
+            "{kind: length}",
+            "{kind: ':X'}",
+            "c.yaml:6, key scorers.1: :X is no import path; write package.module:Class",
+        ),
+        (
+            "{kind: length}",
+            "{kind: '.a:X'}",
+            "c.yaml:6, key scorers.1: .a:X is no import path; write package.module:Class",
+        ),
         (
             "{kind: length}",
             "{kind: 'karat.parts:Scorer'}",
@@ -52,18 +70,42 @@ def problem(text: str) -> str:
             "{kind: zip_fit, level: 2}",
             "c.yaml:6, key scorers.1: two scorers write the column zip_fit.alignment; leave one out",
         ),
-        ("name: c", "name: ../x", "c.yaml:1, key name: must be letters, digits, dot, dash and underscore, at most 100, not '../x'"),
+        (
+            "name: c",
+            "name: ../x",
+            "c.yaml:1, key name: must be letters, digits, dot, dash and underscore, at most 100, not '../x'",
+        ),
         ("name: c", "out: [x]", "c.yaml:1, key out: must be a path"),
         ("name: c", "out: 5", "c.yaml:1, key out: must be a path, not 5"),
         ("name: c", 'out: "a\\0b"', "c.yaml:1, key out: is no usable path: it holds a NUL character"),
-        ("name: c", "evaluate: 2", "c.yaml:1, key evaluate: must be between 0% and 100%, or rows of their own, not 2"),
-        ("name: c", "evaluate: .nan", "c.yaml:1, key evaluate: must be between 0% and 100%, or rows of their own, not nan"),
-        ("name: c", "evaluate: true", "c.yaml:1, key evaluate: must be a share of the reference such as 50%, or rows of their own, not True"),
+        (
+            "name: c",
+            "evaluate: 2",
+            "c.yaml:1, key evaluate: must be between 0% and 100%, or rows of their own, not 2",
+        ),
+        (
+            "name: c",
+            "evaluate: .nan",
+            "c.yaml:1, key evaluate: must be between 0% and 100%, or rows of their own, not nan",
+        ),
+        (
+            "name: c",
+            "evaluate: true",
+            "c.yaml:1, key evaluate: must be a share of the reference such as 50%, or rows of their own, not True",
+        ),
         ("name: c", "train: [1]", "c.yaml:1, key train: must be a mapping of keys"),
-        ("name: c", "train: {steps: 1}", "c.yaml:1, key train: needs `evaluate`: held-out rows, or the share of `reference` to hold out"),
-        ("reference: {path: r.jsonl}", "seed: 1", "c.yaml:5, key scorers.0: scorer zip_fit needs `reference`: rows like those that the model is for"),
+        (
+            "name: c",
+            "train: {steps: 1}",
+            "c.yaml:1, key train: needs `evaluate`: held-out rows, or the share of `reference` to hold out",
+        ),
+        (
+            "reference: {path: r.jsonl}",
+            "seed: 1",
+            "c.yaml:5, key scorers.0: scorer zip_fit needs `reference`: rows like those that the model is for",
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_names_its_line(old: str, new: str, expected: str) -> None:
     assert problem(BASE.replace(old, new)) == expected
 

@@ -39,7 +39,7 @@ def import_class(path: str, contract: type[P]) -> type[P]:
         found: Any = importlib.import_module(module)
         for step in name.split("."):
             found = getattr(found, step)
-    except Exception as error:  # noqa: BLE001 - importing runs a stranger's code, which may raise anything
+    except Exception as error:  # importing runs a stranger's code, which may raise anything
         why = (
             str(error)
             if isinstance(error, ImportError | AttributeError)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import polars as pl
 import pytest
 
+from karat.cli.run import summary
 from karat.config import from_yaml
 from karat.errors import ConfigError, DataError, ScoreError, closest
 from karat.inputs import check_folders, check_tokens, gather
@@ -109,3 +110,29 @@ def test_a_scorer_that_fails_is_named() -> None:
     with pytest.raises(ScoreError, match=r"Failing.*failed with ZeroDivisionError: inside") as caught:
         score(Failing(), ["a", "b"], workers=1)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+class Named(Failing):
+    """Two of these write different columns, but one status."""
+
+    name: str = "x"
+
+    def columns(self) -> dict[str, pl.DataType]:
+        """One, by name."""
+        return {f"named.{self.name}": pl.Float64()}
+
+
+def test_two_scorers_of_one_kind_cannot_share_a_status() -> None:
+    with pytest.raises(ScoreError, match=r"two scorers write the column 'named\.status'"):
+        score([Named(name="a"), Named(name="b")], ["a"])
+
+
+def test_numbers_of_rows_and_paths_in_what_to_try_next(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"selected": 1, "rows": 2, "tokens": None, "skipped": {"not JSON": 1}, "no_score": {"s.x": 2}}
+    done = {"counts": counts, "warnings": [], "training": None, "config": {"select": {"kind": "threshold"}}}
+    summary(done, Path.cwd() / "runs" / "a b", Path("c d.yaml"))
+    said = capsys.readouterr().out
+    assert "kept 1 of 2 rows\n1 row skipped: not JSON\n2 rows without s.x\n" in said
+    assert "next: karat run 'c d.yaml' select.KEY=VALUE" in said
+    assert "karat push 'runs/a b' user/name" in said
+    assert "budget" not in said

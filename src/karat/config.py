@@ -80,7 +80,7 @@ class Config(BaseModel):
                     "reference", "scorer {kind} needs `reference`: rows like those that the model is for",
                     {"kind": scorer.kind, "at": ("scorers", number)},
                 )  # fmt: skip
-            for column in scorer.columns():
+            for column in (*scorer.columns(), scorer.status_column()):
                 if column in written:
                     raise PydanticCustomError(
                         "columns",

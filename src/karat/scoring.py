@@ -119,7 +119,7 @@ def _as_scorers(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
         )
     owners: dict[str, str] = {}
     for part in scorers:
-        for column in part.columns():
+        for column in (*part.columns(), part.status_column()):
             if column in owners:
                 raise ScoreError(
                     f"two scorers write the column {column!r}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -75,7 +76,7 @@ def init(
     from karat.cli.init import init as write_starter
 
     path = write_starter(data, out, force=force, reference=reference)
-    typer.echo(f"wrote {path}\nnext: karat plan {path}")
+    typer.echo(f"wrote {path}\nnext: karat plan {shlex.quote(str(path))}")
 
 
 @app.command("list")

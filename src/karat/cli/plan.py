@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.text import Text
 
 from karat.chunked import Pending, pending, score_table
 from karat.cli.live import live
+from karat.cli.run import rows_of
 from karat.config import Config, Loaded, load_config
 from karat.inputs import Inputs, check_folders, check_tokens, gather, run_key
 from karat.progress import duration
@@ -52,14 +54,14 @@ def plan_command(file: Path, overrides: list[str]) -> None:
     for step in steps:
         shown = "" if step.seconds is None else duration(step.seconds)
         table.add_row(Text(step.name, style="cyan"), Text(step.to_do), Text(shown))
-    sizes = f"{inputs.view.height:,} rows"
+    sizes = rows_of(inputs.view.height)
     if inputs.reference is not None:
         sizes += f", {inputs.reference.height:,} reference rows"
     if inputs.heldout is not None:
         sizes += f", {inputs.heldout.height:,} held-out rows"
     out.print(Text(f"{config.name}: {sizes} → {config.out}"))
     for reason, count in inputs.skipped().items():
-        out.print(Text(f"{count:,} rows skipped: {reason}"))
+        out.print(Text(f"{rows_of(count)} skipped: {reason}"))
     for warning in inputs.warnings:
         out.print(Text(f"note: {warning}"))
     if done:
@@ -68,7 +70,7 @@ def plan_command(file: Path, overrides: list[str]) -> None:
     out.print(table)
     total = duration(sum(step.seconds or 0 for step in steps))
     out.print(Text(f"in all about {total}; scoring is judged by a sample of {SAMPLE} rows"))
-    out.print(Text(f"next: karat run {file}"))
+    out.print(Text(f"next: karat run {shlex.quote(str(file))}"))
 
 
 def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,20 @@ def _flow(file: Path, overrides: list[str], verbose: bool) -> dict[str, Any]:
     return done
 
 
+def rows_of(count: int) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
 def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
     """What came out, where it is and what to try next."""
     counts = done["counts"]
-    lines = [f"kept {counts['selected']:,} of {counts['rows']:,} rows"]
+    lines = [f"kept {counts['selected']:,} of {rows_of(counts['rows'])}"]
     if counts["tokens"]:
         share = counts["tokens"]["selected"] / max(1, counts["tokens"]["pool"])
         lines.append(f"{counts['tokens']['selected']:,} tokens, {share:.1%} of the pool")
-    lines += [f"{count:,} rows skipped: {reason}" for reason, count in counts["skipped"].items()]
-    lines += [f"{count:,} rows have no {column}" for column, count in counts["no_score"].items()]
+    lines += [f"{rows_of(count)} skipped: {reason}" for reason, count in counts["skipped"].items()]
+    lines += [f"{rows_of(count)} without {column}" for column, count in counts["no_score"].items()]
     lines += [f"note: {warning}" for warning in done["warnings"]]
     for comparison in (done["training"] or {}).get("comparisons", ()):
         lines.append(_comparison(comparison, done["training"]["unit"]))
@@ -71,8 +77,12 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
     ):
         say(Text(f"  {shown / name}".ljust(44), style="cyan") + Text(what, style="dim"))
     say()
-    say(Text(f'next: karat run {file} select.budget="5%"   (scores are reused)'))
-    say(Text(f"      karat push {shown} user/name            (private by default)"))
+    again = f"karat run {shlex.quote(str(file))}"
+    if "budget" in done["config"]["select"]:
+        say(Text(f'next: {again} select.budget="5%"   (scores are reused)'))
+    else:
+        say(Text(f"next: {again} select.KEY=VALUE   (scores are reused)"))
+    say(Text(f"      karat push {shlex.quote(str(shown))} user/name            (private by default)"))
 
 
 def _comparison(comparison: dict[str, Any], unit: str) -> str:

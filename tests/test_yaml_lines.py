@@ -33,6 +33,7 @@ def test_lines_of_keys_and_items() -> None:
         ("a: !!python/object/apply:os.system [ls]\n", "c.yaml:1"),
         ("? [a, b]\n: 1\n", "c.yaml:1"),
         ("a: *nothing\n", "c.yaml:1"),
+        ("a: &x {b: 1}\nc:\n  <<: *x\n", "c.yaml:3: merging with << is not supported"),
     ],
 )
 def test_bad_yaml_names_the_line(text: str, expected: str) -> None:

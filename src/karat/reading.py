@@ -75,7 +75,7 @@ def hold_out(view: pl.DataFrame, share: float, seed: int) -> tuple[pl.DataFrame,
     count = round(share * view.height)
     if not 0 < count < view.height:
         raise ConfigError(
-            f"`evaluate: {share:.0%}` of {view.height} reference rows leaves one side empty",
+            f"`evaluate: {share * 100:g}%` of {view.height} reference rows leaves one side empty",
             hint="give more reference rows, or `evaluate` rows of their own",
         )
     lots = pl.Series(

@@ -75,8 +75,12 @@ def _build(node: yaml.Node, loc: Loc, lines: dict[Loc, int], name: str) -> Any:
     if isinstance(node, yaml.MappingNode):
         mapping: dict[Hashable, Any] = {}
         for key_node, value_node in node.value:
-            key = _scalar(key_node)
             line = key_node.start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise ConfigError(
+                    "merging with << is not supported; write the keys out", where=f"{name}:{line}"
+                )
+            key = _scalar(key_node)
             if not isinstance(key, Hashable):
                 raise ConfigError("a key must be plain text", where=f"{name}:{line}")
             if key in mapping:

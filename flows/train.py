@@ -22,7 +22,7 @@ from karat.progress import current
 from karat.record import Record, versions
 from karat.reweight.select.matched import matched_control
 from karat.score_engine import cores
-from karat.store import DIGEST, Store, frame_digest, key_of, write_json, write_parquet
+from karat.store import Store, keep, key_of, write_json, write_parquet
 from karat.trainers.compare import compare
 from karat.trainers.settings import TrainSettings
 from karat.trainers.train import ArmResult
@@ -84,9 +84,7 @@ def train_stage(
     """Every arm with every seed, each kept in the store by its rows, weights and settings."""
     settings: TrainSettings = config.train
     assert inputs.heldout is not None  # noqa: S101 - Config has checked it
-    heldout = store.root / "references" / f"{frame_digest(inputs.heldout[DIGEST].to_list())}.parquet"
-    if not heldout.is_file():
-        write_parquet(inputs.heldout, heldout)
+    heldout = keep(inputs.heldout, store.reference(inputs.heldout))
     planned = arms(settings, selection, inputs.view, config.seed)
     folders = [_prepare(arm, settings, heldout, store) for arm in planned]
     missing = [(arm, folder) for arm, folder in zip(planned, folders, strict=True) if not _done(folder)]

@@ -12,11 +12,10 @@ from typing import Any
 
 import polars as pl
 from prefect import task
-from prefect.futures import as_completed
 
 from karat.code_digest import code_digest
 from karat.config import Config
-from karat.flows.tasks import plain
+from karat.flows.tasks import as_finished, plain
 from karat.inputs import Inputs
 from karat.progress import current
 from karat.record import Record, versions
@@ -96,7 +95,7 @@ def train_stage(
                 train_task.submit(str(folder), arm.label(), workers, settings.steps, settings.model): arm
                 for arm, folder in missing
             }
-            for future in as_completed(list(futures)):
+            for future in as_finished(list(futures)):
                 future.result()
                 label = futures[future].label()
                 current().finish(f"train {label}", "done")

@@ -17,8 +17,9 @@ def code_digest(cls: type) -> str:
     """Digest of the modules that define `cls` and its bases, and of what they import.
 
     Imports are followed within their own package, into karat and into modules that are not installed (the
-    user's own helpers); the versions of installed libraries are for `Part.environment`. Comments, formatting and docstrings do not count. A class without a source file (typed into a
-    session) is named only, which is noted in its digest.
+    user's own helpers); the versions of installed libraries are for `Part.environment`. Comments, formatting
+    and docstrings do not count. A class without a source file (typed into a session) is named only, which is
+    noted in its digest.
     """
     given = sys.stdlib_module_names | {"pydantic"}
     names = [base.__module__ for base in cls.__mro__]

@@ -15,12 +15,12 @@ from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
 from karat.flows.train import train_stage
-from karat.inputs import Inputs, gather, run_key
+from karat.inputs import Inputs, check_folders, gather, run_key
 from karat.record import Record, finished, versions, write_record
 from karat.report import write_report
 from karat.reweight.select.budgeted import Budgeted
 from karat.score_engine import cores
-from karat.store import Store, alone, check_writable, sweep
+from karat.store import Store, alone, sweep
 
 
 @flow(
@@ -39,8 +39,7 @@ def run(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
 def pipeline(loaded: Loaded) -> dict[str, Any]:
     """The stages in order; what the store holds already is not computed again."""
     config, record = loaded.config, Record()
-    check_writable(config.out)
-    check_writable(config.store)
+    check_folders(loaded)
     store = Store(config.store)
     with alone(store.root, config.out):
         store.sweep()

@@ -8,9 +8,8 @@ import polars as pl
 
 from karat.chunked import Pending, cut, pending, score_table
 from karat.config import Loaded
-from karat.errors import SelectionError
 from karat.flows.tasks import run_chunks
-from karat.inputs import Inputs, selection_key
+from karat.inputs import Inputs, check_tokens
 from karat.parts import Scorer
 from karat.progress import current
 from karat.record import Record
@@ -25,7 +24,7 @@ def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) ->
         for scorer in sorted(config.scorers, key=lambda scorer: scorer.kind != "length"):
             works[scorer.kind] = _score(scorer, inputs, store, record)
             if scorer.kind == "length":
-                _check_tokens(loaded, inputs, works["length"], store)
+                check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
     finally:
         shutil.rmtree(store.work(), ignore_errors=True)
     return score_table(inputs.view, [works[scorer.kind] for scorer in config.scorers], store)
@@ -43,11 +42,3 @@ def _score(scorer: Scorer, inputs: Inputs, store: Store, record: Record) -> Pend
             run_chunks(cut(work, inputs.reference_file, store), stage)
         current().finish(stage, timing.note)
     return work
-
-
-def _check_tokens(loaded: Loaded, inputs: Inputs, work: Pending, store: Store) -> None:
-    lengths = score_table(inputs.view, [work], store)
-    try:
-        loaded.config.select.check(inputs.view, lengths)
-    except SelectionError as error:
-        raise loaded.error(selection_key(loaded, error), error.problem, error.hint) from None

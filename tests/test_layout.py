@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -89,3 +90,16 @@ def test_help_is_quick_to_import() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("karat", "score"),
+        ("karat.scorers", "ZipFit"),
+        ("karat.reweight", "LinUpper"),
+        ("karat.trainers", "ReweightCallback"),
+    ],
+)
+def test_dir_shows_what_is_loaded_on_demand(package: str, name: str) -> None:
+    assert name in dir(importlib.import_module(package))

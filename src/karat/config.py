@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
-from karat.errors import ConfigError, closest
+from karat.config_errors import explained
+from karat.errors import ConfigError
 from karat.registry import AnyScorer, AnySelector
 from karat.rows import DataSpec
 from karat.yaml_lines import Document, Loc, override, parse_yaml, read_yaml
@@ -19,6 +20,8 @@ SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
 def _train_settings(value: Any) -> Any:
+    if value is not None and not isinstance(value, dict | BaseModel):
+        raise PydanticCustomError("mapping", "must be a mapping of keys")
     if not isinstance(value, dict):
         return value
     # The core may not import trainers; the settings' own class does the checking.
@@ -29,12 +32,15 @@ def _train_settings(value: Any) -> Any:
 def _percent(value: Any) -> Any:
     if isinstance(value, str) and value.strip().endswith("%"):
         try:
-            share = float(value.strip().removesuffix("%")) / 100
+            value = float(value.strip().removesuffix("%")) / 100
         except ValueError:
-            share = -1.0
-        if not 0 < share < 1:
-            raise PydanticCustomError("share", "must be between 0% and 100%, or rows of their own")
-        return share
+            value = -1.0
+    elif isinstance(value, str | bool | list):
+        raise PydanticCustomError(
+            "share", "must be a share of the reference such as 50%, or rows of their own"
+        )
+    if isinstance(value, int | float) and not 0 < value < 1:
+        raise PydanticCustomError("share", "must be between 0% and 100%, or rows of their own")
     return value
 
 
@@ -68,23 +74,29 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         written: dict[str, str] = {}
-        for scorer in self.scorers:
+        for number, scorer in enumerate(self.scorers):
             if scorer.needs_reference and self.reference is None:
                 raise PydanticCustomError(
                     "reference", "scorer {kind} needs `reference`: rows like those that the model is for",
-                    {"kind": scorer.kind},
+                    {"kind": scorer.kind, "at": ("scorers", number)},
                 )  # fmt: skip
             for column in scorer.columns():
                 if column in written:
                     raise PydanticCustomError(
-                        "columns", "two scorers write the column {column}; leave one out", {"column": column}
+                        "columns",
+                        "two scorers write the column {column}; leave one out",
+                        {"column": column, "at": ("scorers", number)},
                     )
                 written[column] = scorer.kind
         if isinstance(self.evaluate, float) and self.reference is None:
-            raise PydanticCustomError("evaluate", "`evaluate` as a share needs `reference`")
+            raise PydanticCustomError(
+                "evaluate", "a share needs `reference`, which it is a share of", {"at": ("evaluate",)}
+            )
         if self.train is not None and self.evaluate is None:
             raise PydanticCustomError(
-                "evaluate", "`train` needs `evaluate`: held-out rows, or the share of `reference` to hold out"
+                "evaluate",
+                "needs `evaluate`: held-out rows, or the share of `reference` to hold out",
+                {"at": ("train",)},
             )
         return self
 
@@ -122,55 +134,22 @@ def from_document(document: Document, default_name: str) -> Loaded:
     data = dict(document.data)
     data.setdefault("name", default_name)
     out = data.get("out") or Path("runs") / str(data["name"])
-    if isinstance(out, str | Path):
-        data["out"] = Path(out).expanduser().absolute()
-        data.setdefault("store", data["out"].parent / ".store")
-    if isinstance(data.get("store"), str | Path):
-        data["store"] = Path(data["store"]).expanduser().absolute()
+    data["out"] = _folder(document, "out", out)
+    beside = data["out"].parent if isinstance(data["out"], Path) else Path("runs")
+    data["store"] = _folder(document, "store", data.get("store") or beside / ".store")
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise _explain(error, document) from None
+        raise explained(error, document) from None
     return Loaded(config, document)
 
 
-def _explain(error: ValidationError, document: Document) -> ConfigError:
-    problems = list(dict.fromkeys(_one(detail, document) for detail in error.errors(include_url=False)))
-    first, *rest = [f"{where}: {text}" if where else text for where, text in problems]
-    return ConfigError("\n".join([first, *rest]))
-
-
-def _one(detail: ErrorDetails, document: Document) -> tuple[str, str]:
-    loc = _in_document(detail["loc"], document)
-    message = detail["msg"]
-    if detail["type"] == "extra_forbidden":
-        known = _siblings(loc, document)
-        message = f"unknown key; {closest(str(loc[-1]), known)}" if known else "unknown key"
-    elif detail["type"] == "missing":
-        message = "is missing"
-    else:
-        given = detail.get("input")
-        if isinstance(given, str | int | float | bool | None) and str(given) not in message and loc:
-            message = f"{message}, not {given!r}"
-    return document.where(loc), message[:1].lower() + message[1:]
-
-
-def _in_document(loc: Loc, document: Document) -> Loc:
-    """pydantic puts the names of union members into its paths; keep what stands in the file."""
-    kept: list[Any] = []
-    data = document.data
-    for position, step in enumerate(loc):
-        last = position == len(loc) - 1
-        if (isinstance(data, dict) and (step in data or last)) or (
-            isinstance(data, list) and isinstance(step, int) and step < len(data)
-        ):
-            kept.append(step)
-            data = data.get(step) if isinstance(data, dict) else data[cast(int, step)]
-    return tuple(kept)
-
-
-def _siblings(loc: Loc, document: Document) -> list[str]:
-    """Keys that could have stood where an unknown one was found."""
-    from karat.describe import keys_at
-
-    return keys_at(loc[:-1], document.data)
+def _folder(document: Document, key: str, value: Any) -> Any:
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        if "\0" in str(value):
+            raise RuntimeError("it holds a NUL character")
+        return Path(value).expanduser().absolute()
+    except RuntimeError as error:  # an unknown ~user
+        raise ConfigError(f"is no usable path: {error}", where=document.where((key,))) from None

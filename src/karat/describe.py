@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError, PydanticUndefined
@@ -43,14 +43,21 @@ def find(name: str) -> type[Part]:
             known[kind] = contract
             known[path.partition(":")[2]] = contract
     if ":" in name:
+        why = ""
         for contract in CONTRACTS.values():
             try:
                 return resolve(name, contract)
-            except PydanticCustomError:
-                continue
-        raise ConfigError("is not a scorer, selector or reweighter that can be imported", where=name)
+            except PydanticCustomError as error:
+                why = error.message()
+        raise ConfigError(
+            "is not a scorer, selector or reweighter" if " is not a " in why else why, where=name
+        )
     if name not in known:
-        raise ConfigError(f"there is no part named {name!r}", hint=closest(name, known))
+        hint = closest(name, known)
+        kinds = [kind for kind in known if kind.islower()]
+        raise ConfigError(
+            f"there is no part named {name!r}", hint=closest(name, kinds) if "known:" in hint else hint
+        )
     table = members(known[name])
     kind = name if name in table else next(k for k, path in table.items() if path.endswith(f":{name}"))
     return resolve(kind, known[name])
@@ -68,11 +75,39 @@ def settings_of(model: type[BaseModel]) -> list[Setting]:
     found = []
     for name, info in model.model_fields.items():
         default = info.get_default(call_default_factory=True) if not info.is_required() else PydanticUndefined
-        shown = "required" if default is PydanticUndefined else repr(default)
-        annotation = inspect.formatannotation(info.annotation).replace("typing.", "")
-        limits = ", ".join(str(m) for m in info.metadata if type(m).__module__.startswith("annotated_types"))
-        found.append(Setting(name, f"{annotation} {limits}".strip(), shown, info.description or ""))
+        shown = "required" if default is PydanticUndefined else _value(default)
+        limits = [
+            f"{sign} {getattr(m, key):g}" for m in info.metadata for key, sign in _LIMITS if hasattr(m, key)
+        ]
+        kind = " ".join([_words(info.annotation), ", ".join(limits)]).strip()
+        found.append(Setting(name, kind, shown, info.description or ""))
     return found
+
+
+_LIMITS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+_PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def _words(annotation: Any) -> str:
+    """A type as a person would say it who writes YAML."""
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(map(str, inside))
+    if origin is Annotated:
+        return _words(inside[0])
+    if origin in (Union, UnionType):
+        return " or ".join(_words(member) for member in inside if member is not type(None))
+    if origin is dict:
+        return f"{{name: {_words(inside[1])}}}"
+    if origin in (tuple, list):
+        return f"list of {_words(inside[0])}"
+    return _PLAIN.get(annotation) or getattr(annotation, "__name__", str(annotation)).lower()
+
+
+def _value(default: Any) -> str:
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    return str(default)
 
 
 def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:

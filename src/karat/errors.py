@@ -32,7 +32,13 @@ class ConfigError(KaratError):
 
 
 class DataError(KaratError):
-    """Rows could not be read as they are; `where` names the file and the row."""
+    """Rows could not be read as they are; `where` names file and row, `key` the setting if one is wrong."""
+
+    def __init__(
+        self, problem: str, *, where: str | None = None, hint: str | None = None, key: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(problem, where=where, hint=hint)
+        self.key = key
 
 
 class ScoreError(KaratError):
@@ -61,4 +67,6 @@ def closest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"known: {', '.join(names)}" if names else "there are none"
+    shown = [name if len(name) <= 60 else name[:57] + "..." for name in names[:20]]
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return f"known: {', '.join(shown)}{more}" if names else "there are none"

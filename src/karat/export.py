@@ -15,16 +15,28 @@ def exported(original: pl.DataFrame, selection: pl.DataFrame, id_column: str | N
 
     `original` and `selection` are in the same order. `id_column` is the user's own id column; where there
     is none, the generated `id` is added. A column of the user's that is called `weight` or like a score
-    keeps its values as `original_<name>`.
+    keeps its values as `original_<name>` (`original_<name>_2` where that is taken as well).
     """
     if original.height != selection.height:
         raise DataError(f"{original.height} rows were read, but {selection.height} are in the selection")
     added = [c for c in selection.columns if c not in ("id", "reason", "rank", "group")]
     if id_column is None:
         added = ["id", *added]
-    taken = {name: f"original_{name}" for name in added if name in original.columns}
-    frame = original.rename(taken)
+    frame = original.rename(_moved(original.columns, added))
     return frame.hstack(selection.select(added)).filter(selection["weight"] > 0)
+
+
+def _moved(columns: list[str], added: list[str]) -> dict[str, str]:
+    """New names for the user's columns that stand in the way; none of them is a name that is in use."""
+    used, moved = {*columns, *added}, {}
+    for name in added:
+        if name in columns:
+            free, number = f"original_{name}", 2
+            while free in used:
+                free, number = f"original_{name}_{number}", number + 1
+            moved[name] = free
+            used.add(free)
+    return moved
 
 
 def write_dataset(frame: pl.DataFrame, folder: Path, shard_rows: int) -> list[Path]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
 from karat.code_digest import modules_digest
 from karat.config import Config, Loaded
-from karat.errors import ConfigError, SelectionError, closest
+from karat.errors import ConfigError, DataError, KaratError, SelectionError, StoreError, closest
 from karat.progress import current
 from karat.reading import RowSet, hold_out, load_rows, rows_key
 from karat.record import versions
-from karat.store import DIGEST, Store, keep, key_of
+from karat.store import DIGEST, Store, check_writable, keep, key_of
 from karat.yaml_lines import Loc
 
 
@@ -37,11 +36,11 @@ class Inputs:
 def gather(loaded: Loaded, store: Store) -> Inputs:
     """Read every source (or find it in the store) and split the reference; raises for what cannot work."""
     config = loaded.config
-    pool = _read(config.data, store, "read the pool")
+    pool = _read(loaded, "data", store, "read the pool")
     view = pool.view()
     reference = heldout = None
     if config.reference is not None:
-        reference = _read(config.reference, store, "read the reference").view()
+        reference = _read(loaded, "reference", store, "read the reference").view()
     if isinstance(config.evaluate, float):
         assert reference is not None  # noqa: S101 - Config has checked it
         try:
@@ -49,7 +48,7 @@ def gather(loaded: Loaded, store: Store) -> Inputs:
         except ConfigError as error:
             raise loaded.error(("evaluate",), error.problem, error.hint) from None
     elif config.evaluate is not None:
-        heldout = _read(config.evaluate, store, "read the held-out rows").view()
+        heldout = _read(loaded, "evaluate", store, "read the held-out rows").view()
     file = None
     if reference is not None:
         file = keep(reference, store.reference(reference))
@@ -58,9 +57,16 @@ def gather(loaded: Loaded, store: Store) -> Inputs:
     return inputs
 
 
-def _read(spec: Any, store: Store, stage: str) -> RowSet:
+def _read(loaded: Loaded, key: str, store: Store, stage: str) -> RowSet:
     current().start(stage, 0, "rows")
-    rows = load_rows(spec, store)
+    try:
+        rows = load_rows(getattr(loaded.config, key), store)
+    except DataError as error:
+        # A row that is wrong is found by its file and row; a setting that is wrong by its key and line.
+        if not error.key:
+            raise
+        problem = f"{error.where}: {error.problem}" if error.where else error.problem
+        raise loaded.error((key, *error.key), problem, error.hint) from None
     current().finish(stage, f"{len(rows):,} rows{'' if rows.fresh else ' (in the store)'}")
     return rows
 
@@ -83,6 +89,7 @@ def _warnings(view: pl.DataFrame, reference: pl.DataFrame | None, heldout: pl.Da
 def check(loaded: Loaded, inputs: Inputs) -> None:
     """What can be known to be impossible before anything is computed; raises ConfigError at the key."""
     config = loaded.config
+    _check_scorers(loaded)
     selector = config.select
     known = [*config.score_columns(), *(["group"] if inputs.view["group"].null_count() == 0 else [])]
     for column in selector.needs():
@@ -91,9 +98,7 @@ def check(loaded: Loaded, inputs: Inputs) -> None:
         key = next((name for name in type(selector).model_fields if getattr(selector, name) == column), None)
         loc = ("select", key) if key in loaded.document.data["select"] else ("select",)
         if column == "group":
-            raise loaded.error(
-                loc, "needs a group for every row", "name a column: `data: {columns: {group: ...}}`"
-            )
+            raise _no_group(loaded, inputs.view)
         if column.startswith("length."):
             raise loaded.error(loc, f"needs the column {column}", "add `- kind: length` to `scorers`")
         raise loaded.error(loc, f"no scorer writes the column {column!r}", closest(column, known))
@@ -104,6 +109,49 @@ def check(loaded: Loaded, inputs: Inputs) -> None:
     if inputs.reference is not None and inputs.reference["text"].null_count():
         row = inputs.reference.filter(pl.col("text").is_null())["id"][0]
         raise loaded.error(("reference",), f"row {row!r} has no text", "leave it out of the reference")
+
+
+def check_folders(loaded: Loaded) -> None:
+    """Fail before the work rather than after it where `out` or `store` cannot be written."""
+    for key in ("out", "store"):
+        try:
+            check_writable(getattr(loaded.config, key))
+        except StoreError as error:
+            raise loaded.error((key,), f"{error.where} {error.problem}", error.hint) from None
+
+
+def _check_scorers(loaded: Loaded) -> None:
+    for number, scorer in enumerate(loaded.config.scorers):
+        try:
+            scorer.digest()
+        except KaratError as error:
+            raise loaded.error(("scorers", number), error.problem, error.hint) from None
+
+
+def check_tokens(loaded: Loaded, inputs: Inputs, lengths: pl.DataFrame) -> None:
+    """What can be known to be impossible once the lengths are there; raises ConfigError at the key."""
+    try:
+        loaded.config.select.check(inputs.view, lengths)
+    except SelectionError as error:
+        raise loaded.error(selection_key(loaded, error), error.problem, error.hint) from None
+
+
+def _no_group(loaded: Loaded, view: pl.DataFrame) -> ConfigError:
+    given = loaded.document.data["select"]
+    key = next((name for name in ("quota", "floor") if isinstance(given, dict) and name in given), None)
+    loc: Loc = ("select", key) if key else ("select",)
+    column = loaded.config.data.columns.group
+    if column is None:
+        return loaded.error(
+            loc, "needs a group for every row", "name a column: `data: {columns: {group: ...}}`"
+        )
+    lost = view.filter(pl.col("group").is_null())["id"]
+    return loaded.error(
+        loc,
+        f"needs a group for every row; {len(lost):,} of {view.height:,} rows have none in the column "
+        f"{column!r}, the first is {lost[0]!r}",
+        "give them a group in the data, or leave quota and floor out",
+    )
 
 
 def selection_key(loaded: Loaded, error: SelectionError) -> Loc:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
 def lazy_members(package: str, table: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module-level `__getattr__` over a table of public name -> "module:Name"."""
+    """A module-level `__getattr__` over a table of public name -> "module:Name"; `dir` shows them."""
 
     def __getattr__(name: str) -> Any:  # noqa: N807 - this is the hook's own name
         if name not in table:
@@ -16,6 +17,8 @@ def lazy_members(package: str, table: Mapping[str, str]) -> Callable[[str], Any]
         module, _, attribute = table[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
 
+    namespace = vars(sys.modules[package])
+    namespace.setdefault("__dir__", lambda: sorted({*namespace, *table}))
     return __getattr__
 
 

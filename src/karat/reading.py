@@ -51,7 +51,7 @@ class RowSet:
 
 def rows_key(spec: DataSpec) -> str:
     """The key under which a source's rows are kept: its content, its settings and the code that reads it."""
-    return key_of("rows", fingerprint(spec), code_digest(Rows), code_digest(type(spec)))
+    return key_of("rows", fingerprint(spec), code_digest(Rows), code_digest(RowSet), code_digest(type(spec)))
 
 
 def load_rows(spec: DataSpec, store: Store) -> RowSet:

@@ -31,17 +31,30 @@ def members(contract: type[Part]) -> Mapping[str, str]:
 def import_class(path: str, contract: type[P]) -> type[P]:
     """The class behind "module:Class", checked to be of the contract."""
     module, _, name = path.partition(":")
+    if not module or not name or module.startswith("."):
+        raise PydanticCustomError(
+            "kind", "{path} is no import path; write package.module:Class", {"path": path}
+        )
     try:
         found: Any = importlib.import_module(module)
         for step in name.split("."):
             found = getattr(found, step)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing runs a stranger's code, which may raise anything
+        why = (
+            str(error)
+            if isinstance(error, ImportError | AttributeError)
+            else f"{type(error).__name__}: {error}"
+        )
         raise PydanticCustomError(
-            "kind", "cannot import {path}: {why}", {"path": path, "why": str(error)}
+            "kind", "cannot import {path}: {why}", {"path": path, "why": why}
         ) from error
     if not (isinstance(found, type) and issubclass(found, contract)):
         raise PydanticCustomError(
             "kind", "{path} is not a {contract}", {"path": path, "contract": contract.__name__}
+        )
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise PydanticCustomError(
+            "kind", "{path} does not define {missing}", {"path": path, "missing": ", ".join(missing)}
         )
     return found
 
@@ -54,10 +67,17 @@ def resolve(kind: str, contract: type[P]) -> type[P]:
     if kind not in table:
         raise PydanticCustomError(
             "kind",
-            "unknown {contract} {kind!r}; {hint}",
-            {"contract": contract.__name__.lower(), "kind": kind, "hint": closest(kind, table)},
+            "unknown {contract} '{kind}'; {hint}",
+            {"contract": contract.__name__.lower(), "kind": kind, "hint": _meant(kind, table)},
         )
     return import_class(table[kind], contract)
+
+
+def _meant(kind: str, table: Mapping[str, str]) -> str:
+    module, _, name = kind.rpartition(".")
+    if module and name[:1].isupper():
+        return f"a class of your own is written '{module}:{name}'"
+    return closest(kind, table)
 
 
 def load(settings: Any, contract: type[P]) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from karat.errors import ScoreError
+from karat.errors import KaratError, ScoreError
 from karat.parts import Scorer
 from karat.score_contract import checked, empty_scores
 
@@ -73,7 +73,17 @@ def score_chunk(scorer: Scorer, chunk: pl.DataFrame, prepared: Any) -> pl.DataFr
     """
     _check_reads(scorer, chunk)
     shown = chunk.select(list(dict.fromkeys(("id", *scorer.reads))))
-    return checked(scorer, shown["id"], scorer.score(shown, prepared))
+    try:
+        scores = scorer.score(shown, prepared)
+    except KaratError:
+        raise
+    except Exception as error:
+        # A stranger's scorer may raise anything; the trace stays with the error, as its cause.
+        raise ScoreError(
+            f"failed with {type(error).__name__}: {error}",
+            where=f"scorer {scorer.yaml_kind()}, {shown.height} rows from id {shown['id'][0]!r} on",
+        ) from error
+    return checked(scorer, shown["id"], scores)
 
 
 def chunks(

@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from karat.chunked import Pending, pending
+from karat.chunked import Pending, pending, score_table
 from karat.cli.live import live
 from karat.config import Config, Loaded, load_config
-from karat.inputs import Inputs, gather, run_key
+from karat.inputs import Inputs, check_folders, check_tokens, gather, run_key
 from karat.progress import duration
 from karat.record import complete
 from karat.score_engine import cores
 from karat.scoring import score_chunk
-from karat.store import DIGEST, Store, check_writable, read_json
+from karat.store import DIGEST, Store, read_json
 
 SAMPLE = 24
 TINY_SECONDS_PER_STEP = 0.1
@@ -41,8 +41,7 @@ def plan_command(file: Path, overrides: list[str]) -> None:
     """Print the plan; rows are read (and kept in the store), nothing is computed but a small timed sample."""
     loaded = load_config(file, overrides)
     config = loaded.config
-    check_writable(config.out)
-    check_writable(config.store)
+    check_folders(loaded)
     with live(err):
         inputs = gather(loaded, Store(config.store))
     done = complete(config.out, run_key(config)) is not None
@@ -79,6 +78,8 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
     steps = []
     for scorer in config.scorers:
         work = pending(scorer, inputs.view, inputs.reference, store)
+        if scorer.kind == "length" and work.missing.is_empty():
+            check_tokens(loaded, inputs, score_table(inputs.view, [work], store))
         seconds = _estimate(work, inputs.reference) if work.missing.height else 0.0
         note = f"{work.missing.height:,} rows to score, {work.known:,} in the store"
         steps.append(Step(f"score {scorer.kind}", note, seconds))

@@ -34,17 +34,17 @@ def find_files(spec: FileData) -> list[Path]:
         try:
             found.extend(_matches(pattern))
         except PermissionError:
-            raise DataError("may not be read (permission denied)", where=pattern) from None
+            raise DataError("may not be read (permission denied)", where=pattern, key=("path",)) from None
         except (OSError, ValueError, RuntimeError) as error:  # too long a name, a NUL, an unknown ~user
-            raise DataError(f"is no usable path: {error}", where=pattern) from None
+            raise DataError(f"is no usable path: {error}", where=pattern, key=("path",)) from None
     if not found:
-        raise DataError("names no file", where=str(spec.path))
+        raise DataError("names no file", where=str(spec.path), key=("path",))
     return found
 
 
 def _matches(pattern: str) -> list[Path]:
     if not pattern.strip():
-        raise DataError("names no file", where=repr(pattern))
+        raise DataError("names no file", where=repr(pattern), key=("path",))
     path = Path(pattern).expanduser()
     if path.exists():
         return _unfold(path)
@@ -54,9 +54,9 @@ def _matches(pattern: str) -> list[Path]:
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - keeps absolute patterns absolute
         matches = [match for match in matches if not match.is_dir() or is_saved(match)]
         if not matches:
-            raise DataError("no file matches", where=pattern)
+            raise DataError("no file matches", where=pattern, key=("path",))
         return matches
-    raise DataError("no such file", where=pattern, hint=_near(path))
+    raise DataError("no such file", where=pattern, hint=_near(path), key=("path",))
 
 
 def _near(path: Path) -> str | None:

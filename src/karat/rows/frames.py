@@ -160,6 +160,7 @@ def _present(loaded: Loaded, name: str, what: str) -> None:
             f"has no column {name!r} for {what}",
             where=loaded.source,
             hint=closest(name, loaded.frame.columns),
+            key=("columns", what),
         )
 
 

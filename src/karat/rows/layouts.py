@@ -89,6 +89,7 @@ def _no_strangers(layout: str, columns: Columns, source: str) -> None:
             f"layout {layout} has no field {strange[0]!r}",
             where=f"{source}, columns.{strange[0]}",
             hint=f"its fields: {', '.join(sorted(FIELDS[layout]))}",
+            key=("columns", strange[0]),
         )
 
 
@@ -103,6 +104,7 @@ def to_fields(loaded: Loaded, options: RowOptions, layout: str) -> tuple[pl.Data
                 f"has no column {name!r} for {field}; layout {layout} wants {EXPECTED[layout]}",
                 where=loaded.source,
                 hint=closest(name, frame.columns),
+                key=("columns", field),
             )
     good = pl.Series("good", [True]).new_from_index(0, frame.height)
     if layout in ("messages", "sharegpt"):

@@ -77,7 +77,8 @@ def _worth_showing(record: logging.LogRecord) -> bool:
         return record.levelno > logging.WARNING
     if record.name not in ("prefect.flow_runs", "prefect.task_runs"):
         return True
-    return not record.exc_info and not str(record.msg).startswith("Finished in state")
+    said = str(record.msg)
+    return not record.exc_info and not said.startswith("Finished in state") and "Crash detected" not in said
 
 
 def _console_handlers() -> set[PrefectConsoleHandler]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +16,11 @@ from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, check_folders, gather, run_key
-from karat.record import Record, moment, outputs, versions, write_record
+from karat.record import Record, finished, versions, write_record
 from karat.report import write_report
 from karat.reweight.select.budgeted import Budgeted
 from karat.score_engine import cores
-from karat.store import Store, sweep
+from karat.store import Store, alone, sweep
 
 
 @flow(
@@ -42,48 +41,52 @@ def pipeline(loaded: Loaded) -> dict[str, Any]:
     config, record = loaded.config, Record()
     check_folders(loaded)
     store = Store(config.store)
-    store.sweep()
-    sweep(config.out)
+    with alone(store.root, config.out):
+        store.sweep()
+        sweep(config.out)
+        return _stages(loaded, store, record)
+
+
+def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
+    config = loaded.config
+    # Before anything is read: a source that changes during the run must not pass for what was read.
+    key = run_key(config)
     with record.stage("rows"):
         inputs = gather(loaded, store)
     table = score_stage(loaded, inputs, store, record)
     selection = select_stage(config, table, record)
     export_stage(config, inputs, selection, record)
     training = train_stage(config, inputs, selection, store, record) if config.train is not None else None
-    done = _finish(config, inputs, selection, training, record)
+    done = _facts(config, inputs, selection, training)
     with record.stage("report"):
+        # The report reads run.json; without a key it is the record of an unfinished run.
+        write_record(config.out, done | finished(config.out, record))
         write_report(config.out, inputs.view.select("id", "text", "group"))
+    done |= finished(config.out, record) | {"key": key}
+    write_record(config.out, done)
     return done
 
 
-def _finish(
-    config: Config, inputs: Inputs, selection: pl.DataFrame, training: dict[str, Any] | None, record: Record
+def _facts(
+    config: Config, inputs: Inputs, selection: pl.DataFrame, training: dict[str, Any] | None
 ) -> dict[str, Any]:
-    settings = config.model_dump(mode="json")
-    done: dict[str, Any] = {
+    return {
         "karat": versions()["karat"],
         "name": config.name,
-        "key": run_key(config),
-        "started": moment(record.started),
-        "finished": moment(time.time()),
         "command": " ".join(["karat", *sys.argv[1:]]) if sys.argv else "karat",
-        "config": settings,
+        "config": config.model_dump(mode="json"),
         "digests": {
             "rows": inputs.pool.about["digest"],
             "reference": inputs.reference_file.stem if inputs.reference_file else None,
             "scorers": {scorer.kind: scorer.digest() for scorer in config.scorers},
             "selector": config.select.digest(),
         },
-        "outputs": outputs(config.out),
         "versions": versions(),
-        "timings": [vars(stage) for stage in record.stages],
         "counts": counts(config, inputs, selection),
         "warnings": list(inputs.warnings),
         "group_column": config.data.columns.group,
         "training": training,
     }
-    write_record(config.out, done)
-    return done
 
 
 def counts(config: Config, inputs: Inputs, selection: pl.DataFrame) -> dict[str, Any]:

@@ -20,11 +20,13 @@ def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) ->
     """The score table of all scorers, in pool order; lengths first, so that budgets are judged early."""
     config = loaded.config
     works: dict[str, Pending] = {}
-    for scorer in sorted(config.scorers, key=lambda scorer: scorer.kind != "length"):
-        works[scorer.kind] = _score(scorer, inputs, store, record)
-        if scorer.kind == "length":
-            check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
-    shutil.rmtree(store.work(), ignore_errors=True)
+    try:
+        for scorer in sorted(config.scorers, key=lambda scorer: scorer.kind != "length"):
+            works[scorer.kind] = _score(scorer, inputs, store, record)
+            if scorer.kind == "length":
+                check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
+    finally:
+        shutil.rmtree(store.work(), ignore_errors=True)
     return score_table(inputs.view, [works[scorer.kind] for scorer in config.scorers], store)
 
 

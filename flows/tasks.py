@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import as_completed
+from prefect.futures import PrefectFuture
 
 from karat.chunked import Chunk, score_file
 from karat.progress import current
+
+HEAR_SECONDS = 0.3
 
 # karat's own store decides what is computed again; Prefect's result cache does not see a changed helper.
 plain = {"cache_policy": NO_CACHE, "persist_result": False, "log_prints": False}
@@ -31,9 +35,25 @@ def run_chunks(chunks: Sequence[Chunk], stage: str) -> int:
     return _collect(futures, stage)
 
 
-def _collect(futures: list[Any], stage: str) -> int:
+def as_finished(futures: Sequence[PrefectFuture[Any]]) -> Iterator[PrefectFuture[Any]]:
+    """Futures in the order in which they end.
+
+    Prefect's own wait has no time limit, and on some systems a signal does not wake a thread from that:
+    Ctrl-C would be heard when the next task ends, which can be minutes later.
+    """
+    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+    for future in futures:
+        future.add_done_callback(ended.put)
+    for _ in futures:
+        while True:
+            with suppress(Empty):
+                yield ended.get(timeout=HEAR_SECONDS)
+                break
+
+
+def _collect(futures: list[PrefectFuture[Any]], stage: str) -> int:
     done = 0
-    for future in as_completed(futures):
+    for future in as_finished(futures):
         done += future.result()
         current().advance(stage, done)
     return done

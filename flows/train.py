@@ -12,17 +12,16 @@ from typing import Any
 
 import polars as pl
 from prefect import task
-from prefect.futures import as_completed
 
 from karat.code_digest import code_digest
 from karat.config import Config
-from karat.flows.tasks import plain
+from karat.flows.tasks import as_finished, plain
 from karat.inputs import Inputs
 from karat.progress import current
 from karat.record import Record, versions
 from karat.reweight.select.matched import matched_control
 from karat.score_engine import cores
-from karat.store import DIGEST, Store, frame_digest, key_of, write_json, write_parquet
+from karat.store import Store, keep, key_of, write_json, write_parquet
 from karat.trainers.compare import compare
 from karat.trainers.settings import TrainSettings
 from karat.trainers.train import ArmResult
@@ -84,9 +83,7 @@ def train_stage(
     """Every arm with every seed, each kept in the store by its rows, weights and settings."""
     settings: TrainSettings = config.train
     assert inputs.heldout is not None  # noqa: S101 - Config has checked it
-    heldout = store.root / "references" / f"{frame_digest(inputs.heldout[DIGEST].to_list())}.parquet"
-    if not heldout.is_file():
-        write_parquet(inputs.heldout, heldout)
+    heldout = keep(inputs.heldout, store.reference(inputs.heldout))
     planned = arms(settings, selection, inputs.view, config.seed)
     folders = [_prepare(arm, settings, heldout, store) for arm in planned]
     missing = [(arm, folder) for arm, folder in zip(planned, folders, strict=True) if not _done(folder)]
@@ -98,7 +95,7 @@ def train_stage(
                 train_task.submit(str(folder), arm.label(), workers, settings.steps, settings.model): arm
                 for arm, folder in missing
             }
-            for future in as_completed(list(futures)):
+            for future in as_finished(list(futures)):
                 future.result()
                 label = futures[future].label()
                 current().finish(f"train {label}", "done")

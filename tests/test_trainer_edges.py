@@ -18,8 +18,11 @@ from transformers import (
     DataCollatorWithFlattening,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
 )
 
 from karat.errors import WeightError
@@ -138,6 +141,20 @@ def test_wrong_weights_are_refused(tmp_path: Path, weights: list[Any], says: str
     assert says in str(refused(tmp_path, llama(), data, ReweightCallback()))
 
 
+def test_integers_beside_fractions_are_weights(tmp_path: Path) -> None:
+    def trained(weights: list[Any]) -> Any:
+        return train(tmp_path, llama(), base.Listed(with_weights(rows(8), weights)), ReweightCallback())[1]
+
+    assert identical(trained([1, 0.5, 2, 0] * 2), trained([1.0, 0.5, 2.0, 0.0] * 2))
+
+
+def test_a_weight_that_the_first_row_lacks_is_not_ignored(tmp_path: Path) -> None:
+    data = [row if i == 0 else {**row, "weight": 0.5} for i, row in enumerate(rows(8))]
+    error = refused(tmp_path, llama(), base.Listed(data), ReweightCallback(), per_device_train_batch_size=8)
+    assert "the first row has none" in str(error)
+    train(tmp_path, llama(), base.Listed(data), ReweightCallback(weight=None))
+
+
 def test_columns_that_are_missing_or_ambiguous_are_refused(tmp_path: Path) -> None:
     def refuse(data: Any, callback: ReweightCallback) -> str:
         return str(refused(tmp_path, llama(), data, callback))
@@ -186,6 +203,42 @@ def test_everything_is_taken_off(tmp_path: Path, reduction: Any) -> None:
     loss = trainer.model(**batch).loss
     trainer.model.eval()
     assert torch.equal(loss, trainer.model(**batch).loss)
+
+
+class At(TrainerCallback):
+    """Raises at one event."""
+
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self.fail)
+
+    def fail(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("boom")
+
+
+@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_log", "on_epoch_end"])
+def test_an_exception_takes_everything_off(tmp_path: Path, event: str) -> None:
+    model = llama()
+    callbacks = [ReweightCallback(LinUpper(), reduction="sample"), At(event)]
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, logging_steps=1, disable_tqdm=True),
+        train_dataset=datasets.Dataset.from_list(with_weights(rows(8), range(8))),
+        data_collator=pad,
+        callbacks=callbacks,
+    )
+    with pytest.raises(RuntimeError, match="boom"):
+        trainer.train()
+    assert clean(model)
+    assert not {"_run_epoch", "get_batch_samples"} & set(trainer.__dict__)
+
+
+def test_a_refusal_in_the_first_forward_pass_takes_everything_off(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tiny = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=23, decoder_start_token_id=0, **tiny))
+    error = refused(tmp_path, model, rows(8), ReweightCallback())
+    assert "without calling self.loss_function" in str(error)
+    assert clean(model)
 
 
 def test_an_exception_leaves_a_stock_model_and_a_second_training_works(tmp_path: Path) -> None:
@@ -346,6 +399,17 @@ def test_resuming_equals_training_through(tmp_path: Path, reweighter: Any) -> No
     assert (checkpoint / FILE).is_file()
     resumed = ReweightCallback(reweighter)
     _, again = train(tmp_path / "a", llama(seed=8), data, resumed, resume=str(checkpoint), **options)
+    assert identical(through, again)
+
+
+def test_resuming_from_a_path_elsewhere_takes_that_state(tmp_path: Path) -> None:
+    data, part = rows(24), KlDro(scope="running")
+    options = {"save_strategy": "steps", "save_steps": 2}
+    _, through = train(tmp_path / "a", llama(), data, ReweightCallback(part), **options)
+    other = ReweightCallback(part)  # a state of its own, in the folder that is trained in
+    train(tmp_path / "b", llama(seed=8), with_weights(data, range(24)), other, **options)
+    checkpoint = tmp_path / "a" / "checkpoint-2"
+    _, again = train(tmp_path / "b", llama(), data, ReweightCallback(part), resume=checkpoint, **options)
     assert identical(through, again)
 
 

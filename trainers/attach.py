@@ -68,11 +68,15 @@ class Collate:
         weights: torch.Tensor | None,
         groups: torch.Tensor | None,
         drop: frozenset[str],
+        unread: frozenset[str] = frozenset(),
     ) -> None:
-        self.inner, self.weights, self.groups, self.drop = inner, weights, groups, drop
+        """drop: columns to keep from the user's collator; unread: names whose absence means weight 1."""
+        self.inner, self.weights, self.groups, self.drop, self.unread = inner, weights, groups, drop, unread
 
     def __call__(self, features: list[Numbered]) -> Any:
         """The user's batch, with its cargo under KEY."""
+        for feature in features:
+            self._no_surprise(feature)
         batch = self.inner([self._without_columns(feature.row) for feature in features])
         if not isinstance(batch, MutableMapping):
             raise WeightError(
@@ -86,6 +90,17 @@ class Collate:
         if self.groups is not None:
             batch[KEY]["groups"] = self.groups[rows]
         return batch
+
+    def _no_surprise(self, feature: Numbered) -> None:
+        """Columns were looked for in the first row; a later one must not bring a weight that nobody reads."""
+        found = isinstance(feature.row, Mapping) and not self.unread.isdisjoint(feature.row)
+        if found:
+            name = min(self.unread.intersection(feature.row))
+            raise WeightError(
+                f"row {feature.index} has a {name!r} and the first row has none",
+                where=f"column {name!r}",
+                hint="give every row one, or say ReweightCallback(weight=None)",
+            )
 
     def _without_columns(self, row: Any) -> Any:
         """A row without the columns that are karat's; most collators choke on them, or models do."""
@@ -129,7 +144,11 @@ def rows_of(loader: Any) -> Any:
 
 
 def attach(
-    loader: Any, weights: torch.Tensor | None, groups: torch.Tensor | None, drop: frozenset[str]
+    loader: Any,
+    weights: torch.Tensor | None,
+    groups: torch.Tensor | None,
+    drop: frozenset[str],
+    unread: frozenset[str] = frozenset(),
 ) -> Callable[[], None]:
     """Make the loader's batches carry rows, weights and groups; returns what undoes it."""
     base = base_loader(loader)
@@ -140,7 +159,7 @@ def attach(
         )
     # DataLoader refuses `dataloader.dataset = ...`; its __dict__ does not.
     base.__dict__["dataset"] = NumberedRows(dataset)
-    base.collate_fn = Collate(collate, weights, groups, drop)
+    base.collate_fn = Collate(collate, weights, groups, drop, unread)
 
     def undo() -> None:
         base.__dict__["dataset"] = dataset

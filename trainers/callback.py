@@ -101,10 +101,13 @@ class ReweightCallback(TrainerCallback):
             model, family, self.reweighter, reweights, self.reduction, args.average_tokens_across_devices
         )
         drop = frozenset(self._ours) - set(checks.forward_names(base))
-        self._undo.append(attach.attach(loader, read.weights, read.groups, drop))
+        watch = self._watched_windows(found.trainer, step)
+        self._undo.append(attach.attach(loader, read.weights, read.groups, drop, self._unread(read)))
         self._undo.append(step.install(compiled=bool(args.torch_compile)))
-        if self.reduction == "sample":
-            self._undo.append(self._watch_windows(found.trainer, step))
+        if watch is not None:
+            self._undo.append(host.wrap(found.trainer, "get_batch_samples", watch))
+        if hasattr(found.trainer, "_run_epoch"):  # private: without it, only an exception leaves hooks
+            self._undo.append(host.wrap(found.trainer, "_run_epoch", self._tidied))
         self._to_the_front(found.trainer)
         self.step, self._columns, self.history = step, read, []
 
@@ -132,28 +135,42 @@ class ReweightCallback(TrainerCallback):
         self._ours = [column for column in (name, self.group if groups is not None else None) if column]
         return columns.Columns(len(datasets[0]), weights, groups, group_names)
 
-    def _watch_windows(self, trainer: Any, step: WeightedStep) -> Callable[[], None]:
-        """Count the samples of every window as the Trainer collects it."""
+    def _unread(self, read: columns.Columns) -> frozenset[str]:
+        """Names of weight columns that were looked for and not found."""
+        if self.weight is None or read.weights is not None:
+            return frozenset()
+        return frozenset({self.weight, columns.ALIAS.get(self.weight, self.weight)})
+
+    def _tidied(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """An epoch that takes everything off if it ends in an exception: on_train_end is not called then."""
+
+        def tidied(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return run(*args, **kwargs)
+            except BaseException:
+                self.uninstall()
+                raise
+
+        return tidied
+
+    def _watched_windows(self, trainer: Any, step: WeightedStep) -> host.Wrapper | None:
+        """What counts the samples of every window as the Trainer collects it, if they are needed."""
+        if self.reduction == "token":
+            return None
         if trainer is None:
             raise WeightError(
                 'reduction="sample" needs the Trainer, which could not be found', hint='use reduction="token"'
             )
-        collect = trainer.get_batch_samples
 
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            result = collect(*args, **kwargs)
-            step.count_window(result[0])
-            return result
+        def counting(collect: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                result = collect(*args, **kwargs)
+                step.count_window(result[0])
+                return result
 
-        own = trainer.__dict__.get("get_batch_samples")
-        trainer.get_batch_samples = counted
+            return counted
 
-        def undo() -> None:
-            del trainer.get_batch_samples
-            if own is not None:
-                trainer.get_batch_samples = own
-
-        return undo
+        return counting
 
     def _to_the_front(self, trainer: Any) -> None:
         """Stand before the callbacks that report logs, so that ours are in what they report."""

@@ -68,6 +68,8 @@ def read(dataset: Any, name: str) -> pl.Series:
     with _random_state_kept():
         values = [dataset[index].get(name) for index in range(len(dataset))]
     plain = [value.item() if hasattr(value, "item") and np.size(value) == 1 else value for value in values]
+    if any(isinstance(value, float) for value in plain):  # JSON writes 1 beside 0.5; polars wants one type
+        plain = [float(value) if type(value) in (int, bool) else value for value in plain]
     try:
         return pl.Series(name, plain, strict=True)
     except (TypeError, pl.exceptions.PolarsError):

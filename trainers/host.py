@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,10 +40,26 @@ def find(callback: object) -> Host:
         if isinstance(owner, Trainer) and any(one is callback for one in owner.callback_handler.callbacks):
             trainer = owner
             path = frame.f_locals.get("resume_from_checkpoint")
-            if resumed is None and isinstance(path, str):
+            if resumed is None and isinstance(path, (str, PathLike)):
                 resumed = Path(path)
         frame = frame.f_back
     return Host(trainer, resumed)
+
+
+Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def wrap(owner: Any, name: str, wrapper: Wrapper) -> Callable[[], None]:
+    """Exchange a method of one object for `wrapper(method)`; returns what undoes it."""
+    own = owner.__dict__.get(name)
+    owner.__dict__[name] = wrapper(getattr(owner, name))
+
+    def undo() -> None:
+        del owner.__dict__[name]
+        if own is not None:
+            owner.__dict__[name] = own
+
+    return undo
 
 
 def _same_rows(served: Any, original: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karat.errors import DataError
+from karat.store import read_json
 from karat.trainers.blocks import Blocks, Collate, blocks
 from karat.trainers.evaluate import HeldOut, bits_per_byte
 from karat.trainers.language_model import LanguageModel, language_model
@@ -53,7 +55,11 @@ class ArmResult:
     def read(cls, out_dir: Path) -> ArmResult | None:
         """The result that an earlier call wrote, or None where it did not come to its end."""
         path = out_dir / METRICS
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        found = read_json(path)
+        try:
+            return cls(**found) if isinstance(found, dict) else None
+        except TypeError:  # cut short by hand, or written by another version
+            return None
 
 
 def train_arm(
@@ -85,7 +91,9 @@ def train_arm(
         lm = language_model(settings.model, settings.max_length)
         held = HeldOut.encode(lm, texts)
         data = blocks(lm, rows, settings.max_length)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as partial:
+        with tempfile.TemporaryDirectory(
+            prefix=".partial-", suffix=f".{os.getpid()}.tmp", dir=out
+        ) as partial:
             trainer, watch = _trainer(lm, data, held, settings, seed, partial, on_step)
             trainer.train()
             result = _result(trainer.state, watch.bits, lm, data, held, len(texts), seed)

@@ -7,6 +7,7 @@ model can use, and the result does not depend on the number of cores of the mach
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -33,9 +34,12 @@ class TrainWorker:
         # Tokenizer threads would warn about forks, and there is nothing for them to do.
         self._environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", **chosen}
         self._child: subprocess.Popen[str] | None = None
+        self._closed = False
 
     def train(self, folder: Path, on_step: Callable[[int], None]) -> None:
         """Train the job that `write_job` put into `folder`; raises what the child raised, or KaratError."""
+        if self._closed:  # a task that was waiting its turn when the run was stopped
+            raise KaratError("training was stopped", where=str(folder))
         child = self._started()
         assert child.stdin is not None  # noqa: S101 - made by _started
         assert child.stdout is not None  # noqa: S101
@@ -68,11 +72,15 @@ class TrainWorker:
         return self._child
 
     def close(self) -> None:
-        """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
-            self._child = None
+        """End the child, and every job that another thread has given it or still wants to."""
+        self._closed = True
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()  # the thread that reads from it, if there is one, now sees the end
+            if child.stdin is not None:
+                with contextlib.suppress(OSError):
+                    child.stdin.close()
 
 
 def write_job(folder: Path, heldout: Path, settings: dict[str, Any], seed: int) -> None:

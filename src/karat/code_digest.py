@@ -14,17 +14,23 @@ _NEUTRAL = {"karat", "karat.parts", "karat.errors", "karat.code_digest", "karat.
 
 
 def code_digest(cls: type) -> str:
-    """Digest of the modules that define `cls` and its bases, and of what they import from their own package.
+    """Digest of the modules that define `cls` and its bases, and of what they import.
 
-    Comments, formatting and docstrings do not count. A class without a source file (typed into a
-    session) is named only, which is noted in its digest.
+    Imports are followed within their own package, into karat and into modules that are not installed (the
+    user's own helpers); the versions of installed libraries are for `Part.environment`. Comments, formatting
+    and docstrings do not count. A class without a source file (typed into a session) is named only, which is
+    noted in its digest.
     """
+    given = sys.stdlib_module_names | {"pydantic"}
+    names = [base.__module__ for base in cls.__mro__]
+    return modules_digest(*(name for name in names if name.partition(".")[0] not in given))
+
+
+def modules_digest(*names: str) -> str:
+    """The same for modules; nothing is imported but the packages that hold them."""
     modules: set[str] = set()
-    for base in cls.__mro__:
-        if base.__module__ not in _NEUTRAL and not base.__module__.startswith(
-            ("builtins", "abc", "pydantic")
-        ):
-            _collect(base.__module__, modules)
+    for name in names:
+        _collect(name, modules)
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(modules):
         digest.update(f"{name}={_module_digest(name)};".encode())
@@ -40,8 +46,18 @@ def _collect(name: str, found: set[str]) -> None:
         return
     package = name.partition(".")[0]
     for child in _imports(ast.parse(source), name):
-        if child.partition(".")[0] == package and _source(child) is not None:
+        top = child.partition(".")[0]
+        if (top in (package, "karat") or _own(top)) and _source(child) is not None:
             _collect(child, found)
+
+
+@cache
+def _own(top: str) -> bool:
+    """Whether a top-level module is the user's own code, and neither Python's nor an installed library."""
+    if not top or top in sys.stdlib_module_names:
+        return False
+    path = _file(top)
+    return path is not None and not {"site-packages", "dist-packages"} & set(path.parts)
 
 
 def _imports(tree: ast.AST, importer: str) -> set[str]:

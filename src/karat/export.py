@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import polars as pl
 
 from karat.errors import DataError
-from karat.store import write_parquet
+from karat.store import replacing_folder, write_parquet
 
 
 def exported(original: pl.DataFrame, selection: pl.DataFrame, id_column: str | None) -> pl.DataFrame:
@@ -44,14 +42,8 @@ def _moved(columns: list[str], added: list[str]) -> dict[str, str]:
 def write_dataset(frame: pl.DataFrame, folder: Path, shard_rows: int) -> list[Path]:
     """Parquet shards that `datasets.load_dataset("parquet", ...)` reads; the folder appears whole or not."""
     count = max(1, -(-frame.height // shard_rows))
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for shard in range(count):
-        part = frame.slice(shard * shard_rows, shard_rows)
-        write_parquet(part, fresh / f"train-{shard:05d}-of-{count:05d}.parquet")
-    old = folder.with_name(f".old-{folder.name}.{os.getpid()}.tmp")
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing_folder(folder) as fresh:
+        for shard in range(count):
+            part = frame.slice(shard * shard_rows, shard_rows)
+            write_parquet(part, fresh / f"train-{shard:05d}-of-{count:05d}.parquet")
     return sorted(folder.glob("*.parquet"))

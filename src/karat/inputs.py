@@ -7,12 +7,13 @@ from pathlib import Path
 
 import polars as pl
 
-from karat.code_digest import code_digest
+from karat.code_digest import modules_digest
 from karat.config import Config, Loaded
 from karat.errors import ConfigError, DataError, KaratError, SelectionError, StoreError, closest
 from karat.progress import current
 from karat.reading import RowSet, hold_out, load_rows, rows_key
-from karat.store import DIGEST, Store, check_writable, frame_digest, key_of, write_parquet
+from karat.record import versions
+from karat.store import DIGEST, Store, check_writable, keep, key_of
 from karat.yaml_lines import Loc
 
 
@@ -50,9 +51,7 @@ def gather(loaded: Loaded, store: Store) -> Inputs:
         heldout = _read(loaded, "evaluate", store, "read the held-out rows").view()
     file = None
     if reference is not None:
-        file = store.root / "references" / f"{frame_digest(reference[DIGEST].to_list())}.parquet"
-        if not file.is_file():
-            write_parquet(reference, file)
+        file = keep(reference, store.reference(reference))
     inputs = Inputs(pool, view, reference, file, heldout, tuple(_warnings(view, reference, heldout)))
     check(loaded, inputs)
     return inputs
@@ -167,13 +166,11 @@ def selection_key(loaded: Loaded, error: SelectionError) -> Loc:
 
 def run_key(config: Config) -> str:
     """Key of everything that determines a run's results; cheap, nothing is parsed."""
-    from karat.report import write_report
-
     sources = [config.data, config.reference, config.evaluate]
     keys = [source if source is None or isinstance(source, float) else rows_key(source) for source in sources]
     parts = [part.digest() for part in (*config.scorers, config.select)]
     train = None
     if config.train is not None:
-        train = [config.train.model_dump(mode="json"), code_digest(type(config.train))]
-    report = write_report.__module__
-    return key_of("run", keys, config.seed, parts, train, config.export.model_dump(), report)
+        train = [config.train.model_dump(mode="json"), modules_digest("karat.trainers.train"), versions()]
+    code = modules_digest("karat.selecting", "karat.export", "karat.report.page")
+    return key_of("run", config.name, keys, config.seed, parts, train, config.export.model_dump(), code)

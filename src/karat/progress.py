@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ class Lines:
     """One line now and then, for logs, pipes and scheduled runs."""
 
     def __init__(self, write: Callable[[str], None] | None = None, every: float = 3.0) -> None:
-        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._write = write or _to_stderr
         self._every = every
         self._stages: dict[str, tuple[int, str, float]] = {}
         self._last = 0.0
@@ -51,6 +52,16 @@ class Lines:
         """Say that it is done."""
         began = self._stages.pop(stage, (0, "", time.monotonic()))[2]
         self._write(f"{stage}: {note} ({time.monotonic() - began:.1f} s)")
+
+
+_one_line = threading.Lock()
+
+
+def _to_stderr(line: str) -> None:
+    # Stages run on several threads, and `print` writes the end of the line by itself.
+    with _one_line:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def pace(done: int, total: int, seconds: float, unit: str) -> str:

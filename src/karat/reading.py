@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,19 @@ import polars as pl
 from karat.code_digest import code_digest
 from karat.errors import ConfigError
 from karat.rows import DataSpec, Rows, content_digest, fingerprint, read
-from karat.store import DIGEST, Store, frame_digest, key_of, read_json, write_json, write_parquet
+from karat.store import (
+    DIGEST,
+    Store,
+    frame_digest,
+    key_of,
+    read_json,
+    replacing_folder,
+    write_json,
+    write_parquet,
+)
+
+VIEW = "view.parquet"
+ORIGINAL = "original.parquet"
 
 
 @dataclass(frozen=True)
@@ -28,11 +39,11 @@ class RowSet:
 
     def view(self) -> pl.DataFrame:
         """VIEW columns and `digest`."""
-        return pl.read_parquet(self.folder / "view.parquet", glob=False)
+        return pl.read_parquet(self.folder / VIEW, glob=False)
 
     def original(self) -> pl.DataFrame:
         """The user's columns, in the same order."""
-        return pl.read_parquet(self.folder / "original.parquet", glob=False)
+        return pl.read_parquet(self.folder / ORIGINAL, glob=False)
 
     def __len__(self) -> int:
         return int(self.about["rows"])
@@ -47,14 +58,11 @@ def load_rows(spec: DataSpec, store: Store) -> RowSet:
     """The rows of a source, from the store where they are there; raises DataError for bad rows."""
     key = rows_key(spec)
     folder = store.rows(key)
-    about = read_json(folder / "about.json")
+    about = _kept(folder)
     if about is not None:
         return RowSet(key, folder, about, fresh=False)
     rows = read(spec)
     digests = content_digest(rows.view).alias(DIGEST)
-    shutil.rmtree(folder, ignore_errors=True)
-    write_parquet(rows.view.with_columns(digests), folder / "view.parquet")
-    write_parquet(rows.original, folder / "original.parquet")
     about = {
         "rows": rows.view.height,
         "layout": rows.layout,
@@ -63,8 +71,28 @@ def load_rows(spec: DataSpec, store: Store) -> RowSet:
         "id_column": rows.id_column,
         "digest": frame_digest([*rows.view["id"].to_list(), *digests.to_list()]),
     }
-    write_json(about, folder / "about.json")
+    if _kept(folder) is None:  # another process may have read the same rows meanwhile, and be using them
+        with replacing_folder(folder) as fresh:
+            write_parquet(rows.view.with_columns(digests), fresh / VIEW)
+            write_parquet(rows.original, fresh / ORIGINAL)
+            about["files"] = _sizes(fresh)
+            write_json(about, fresh / "about.json")
     return RowSet(key, folder, about, fresh=True)
+
+
+def _kept(folder: Path) -> dict[str, Any] | None:
+    """What is known of rows in the store, or None where they are not there or not whole."""
+    about = read_json(folder / "about.json")
+    if not isinstance(about, dict):
+        return None
+    try:
+        return about if about.get("files") == _sizes(folder) else None
+    except OSError:
+        return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in (VIEW, ORIGINAL)}
 
 
 def hold_out(view: pl.DataFrame, share: float, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:

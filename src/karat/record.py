@@ -66,14 +66,24 @@ def moment(seconds: float) -> str:
 
 def outputs(folder: Path) -> dict[str, str]:
     """SHA-256 of every result file of a run."""
-    files = [folder / "selection.parquet", *sorted((folder / "dataset").glob("*.parquet"))]
-    return {str(path.relative_to(folder)): file_digest(path) for path in files}
+    files = [folder / "selection.parquet", folder / "report.html", *sorted((folder / "dataset").rglob("*"))]
+    return {str(path.relative_to(folder)): file_digest(path) for path in files if path.is_file()}
+
+
+def finished(folder: Path, record: Record) -> dict[str, Any]:
+    """Times and files, as they are now."""
+    return {
+        "started": moment(record.started),
+        "finished": moment(time.time()),
+        "timings": [vars(stage) for stage in record.stages],
+        "outputs": outputs(folder),
+    }
 
 
 def complete(folder: Path, key: str) -> dict[str, Any] | None:
     """run.json of a finished run with this key whose files are all there and unchanged, else None."""
     record: dict[str, Any] | None = read_json(folder / "run.json")
-    if not isinstance(record, dict) or record.get("key") != key or not (folder / "report.html").is_file():
+    if not isinstance(record, dict) or record.get("key") != key:
         return None
     try:
         return record if outputs(folder) == record.get("outputs") else None

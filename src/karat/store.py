@@ -24,6 +24,9 @@ import polars as pl
 
 from karat.errors import StoreError
 
+# A damaged file can make polars panic, which is no Exception in Python.
+UNREADABLE = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
 DIGEST = "digest"
 """Column of a score table: the content digest of the row."""
 
@@ -38,8 +41,9 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise StoreError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
+    except (OSError, pl.exceptions.ComputeError) as error:
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise StoreError(f"cannot be written: {why}", where=str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,6 +67,55 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+
+
+def keep(frame: pl.DataFrame, path: Path) -> Path:
+    """The path, with the frame in it: written unless exactly that is there already."""
+    with contextlib.suppress(*UNREADABLE):
+        if pl.read_parquet(path, glob=False).equals(frame):
+            return path
+    write_parquet(frame, path)
+    return path
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """The same for a folder: what was there before stays whole until the new one takes its name."""
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    old = folder.with_name(f".old-{folder.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        yield fresh
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(old)
+        fresh.rename(folder)
+    except OSError as error:
+        raise StoreError(f"cannot be written: {error.strerror or error}", where=str(folder)) from error
+    finally:
+        for left in (fresh, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def alone(store: Path, folder: Path) -> Iterator[None]:
+    """Hold a run's folder for one process; raises StoreError where another one holds it.
+
+    The lock is the kernel's: it ends with the process, however that ends.
+    """
+    from filelock import FileLock, Timeout
+
+    path = store / "locks" / f"{key_of(str(folder.resolve()))}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise StoreError(
+            "another run is writing here",
+            where=str(folder),
+            hint="wait for its end, or choose another `out:`; scores are shared all the same",
+        ) from None
 
 
 def file_digest(path: Path) -> str:
@@ -100,6 +153,10 @@ class Store:
         """Folder of one scorer on one reference."""
         return self.root / "scores" / key
 
+    def reference(self, view: pl.DataFrame) -> Path:
+        """File of reference or held-out rows, named by their contents in order."""
+        return self.root / "references" / f"{frame_digest(view[DIGEST].to_list())}.parquet"
+
     def train(self, key: str) -> Path:
         """Folder of one trained model."""
         return self.root / "train" / key
@@ -120,9 +177,13 @@ class Store:
                 tables.append(
                     pl.read_parquet(path, glob=False).select(pl.col(c).cast(t) for c, t in full.items())
                 )
-            except (pl.exceptions.PolarsError, OSError):
+            except FileNotFoundError:
+                continue  # another process has just found it damaged
+            except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
                 path.unlink(missing_ok=True)
                 damaged += 1
+            except OSError as error:
+                raise StoreError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
         return pl.concat(tables).unique(DIGEST, keep="first", maintain_order=True), damaged
 
     def sweep(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import traceback
@@ -10,28 +11,35 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from karat.cli.stopped import Stopped
 from karat.errors import ConfigError, DataError, KaratError
 
 err = Console(stderr=True, highlight=False)
 
 
 def main() -> None:
-    """Run the command line; exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run the command line; exit codes: 0 done, 1 failed, 2 bad input, 130 Ctrl-C, 143 SIGTERM."""
     from karat.cli.app import app
 
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app(prog_name="karat")
     except KaratError as error:
         show(error)
         sys.exit(2 if isinstance(error, ConfigError | DataError) else 1)
-    except KeyboardInterrupt:
+    except Stopped as stop:
         err.print("\n[yellow]stopped[/]; the same command goes on from here")
-        sys.exit(130)
+        sys.exit(stop.exit_code)
     except BrokenPipeError:
         sys.exit(141)
     except Exception as error:  # noqa: BLE001 - the last resort: a person gets a sentence, the trace goes to a file
         unexpected(error)
         sys.exit(1)
+
+
+def _terminated(*_: object) -> None:
+    # As an exception, so that servers, workers and temporary files are cleared away on the way out.
+    raise Stopped(128 + signal.SIGTERM)
 
 
 def show(error: KaratError) -> None:

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 import karat
+from karat.cli.stopped import Verbs
 
 app = typer.Typer(
+    cls=Verbs,
     help="Score, select and weight training data, and get the weights to the gradient.",
     no_args_is_help=True,
     add_completion=False,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from karat.report.examples import examples
 from karat.report.facts import tiles, training_facts, what_the_frame_says
 from karat.report.figures import DARK, LIGHT, as_json
 from karat.report.run import DERIVED_LENGTH, Run, load
+from karat.store import replacing
 
 
 def write_report(run_dir: Path, rows: pl.DataFrame) -> Path:
@@ -36,15 +35,8 @@ def write_report(run_dir: Path, rows: pl.DataFrame) -> Path:
     config = run.record.get("config") or {}
     page = render(run, str(config.get("out") or run_dir.name))
     path = run_dir / "report.html"
-    handle, name = tempfile.mkstemp(dir=run_dir, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page.encode("utf-8", "replace"))
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(page.encode("utf-8", "replace"))
     return path
 
 

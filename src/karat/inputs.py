@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 
-from karat.code_digest import code_digest
 from karat.config import Config, Loaded
 from karat.errors import ConfigError, SelectionError, closest
 from karat.progress import current
@@ -102,9 +101,27 @@ def check(loaded: Loaded, inputs: Inputs) -> None:
         selector.check(inputs.view)
     except SelectionError as error:
         raise loaded.error(selection_key(loaded, error), error.problem, error.hint) from None
+    if config.train is not None:
+        _check_training(loaded, inputs.view)
     if inputs.reference is not None and inputs.reference["text"].null_count():
         row = inputs.reference.filter(pl.col("text").is_null())["id"][0]
         raise loaded.error(("reference",), f"row {row!r} has no text", "leave it out of the reference")
+
+
+def _check_training(loaded: Loaded, view: pl.DataFrame) -> None:
+    """What would end a training after everything else was computed."""
+    train = loaded.config.train
+    if train.missing_folder():
+        raise loaded.error(
+            ("train", "model"), f"there is no folder {train.model!r}", '"tiny", a folder, or a Hub id'
+        )
+    if view["group"].null_count() < view.height:
+        return
+    grouped = "name a column: `data: {columns: {group: ...}}`"
+    if train.reweighter is not None and train.reweighter.needs_groups():
+        raise loaded.error(("train", "reweighter"), f"{train.reweighter.kind} needs groups", grouped)
+    if any("group" in control for control in train.controls):
+        raise loaded.error(("train", "controls"), "a control matched on groups needs groups", grouped)
 
 
 def selection_key(loaded: Loaded, error: SelectionError) -> Loc:
@@ -126,6 +143,6 @@ def run_key(config: Config) -> str:
     parts = [part.digest() for part in (*config.scorers, config.select)]
     train = None
     if config.train is not None:
-        train = [config.train.model_dump(mode="json"), code_digest(type(config.train))]
+        train = config.train.digest()
     report = write_report.__module__
     return key_of("run", keys, config.seed, parts, train, config.export.model_dump(), report)

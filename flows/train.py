@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 from prefect import task
 
-from karat.code_digest import code_digest
 from karat.config import Config
 from karat.flows.tasks import as_finished, plain
 from karat.inputs import Inputs
@@ -85,20 +84,23 @@ def train_stage(
     assert inputs.heldout is not None  # noqa: S101 - Config has checked it
     heldout = keep(inputs.heldout, store.reference(inputs.heldout))
     planned = arms(settings, selection, inputs.view, config.seed)
-    folders = [_prepare(arm, settings, heldout, store) for arm in planned]
+    digest = settings.digest(seeds=[], controls=[])
+    folders = [_prepare(arm, settings, digest, heldout, store) for arm in planned]
     missing = [(arm, folder) for arm, folder in zip(planned, folders, strict=True) if not _done(folder)]
     with record.stage("train") as timing:
         timing.computed = bool(missing)
         timing.note = f"{len(missing)} models trained, {len(planned) - len(missing)} in the store"
+        current().start("train", len(missing), "models")
         with training_workers(settings, len(missing)) as workers:
             futures = {
                 train_task.submit(str(folder), arm.label(), workers, settings.steps, settings.model): arm
                 for arm, folder in missing
             }
-            for future in as_finished(list(futures)):
+            for done, future in enumerate(as_finished(list(futures)), 1):
                 future.result()
                 label = futures[future].label()
                 current().finish(f"train {label}", "done")
+                current().advance("train", done)
         current().finish("train", timing.note)
     results = [ArmResult.read(folder) for folder in folders]
     return summary(settings, [(arm, result) for arm, result in zip(planned, results, strict=True) if result])
@@ -123,11 +125,10 @@ def arms(settings: TrainSettings, selection: pl.DataFrame, view: pl.DataFrame, s
     return planned
 
 
-def _prepare(arm: Arm, settings: TrainSettings, heldout: Path, store: Store) -> Path:
+def _prepare(arm: Arm, settings: TrainSettings, digest: str, heldout: Path, store: Store) -> Path:
     """The arm's folder in the store, with its rows and its job where it still has to be trained."""
     one = settings.model_dump(mode="json") | {"seeds": [arm.seed], "controls": []}
-    code = [code_digest(TrainSettings), code_digest(ArmResult)]
-    folder = store.train(key_of("train", one, code, arm.rows.rows(), heldout.stem, versions()))
+    folder = store.train(key_of("train", digest, arm.seed, arm.rows.rows(), heldout.stem, versions()))
     if not _done(folder):
         write_parquet(arm.rows, folder / "rows.parquet")
         write_job(folder, heldout, one, arm.seed)

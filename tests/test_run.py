@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -187,6 +188,9 @@ BAD = [
     ("evaluate=200%", "evaluate", "0% and 100%"),
     ("train={steps: 3}", "train", "evaluate"),
     ("train={step: 3}", "train.step", "steps"),
+    ("train={model: ./nothing} evaluate=50%", "train.model", "no folder"),
+    ("train={reweighter: group_dro} evaluate=50% data.columns={}", "train.reweighter", "needs groups"),
+    ("train={controls: [tokens+group]} evaluate=50% data.columns={}", "train.controls", "needs groups"),
     ("nonsense=1", "nonsense", "unknown key"),
     ("out=c.yaml/x", "c.yaml", "folder"),
 ]
@@ -196,9 +200,10 @@ BAD = [
 def test_bad_settings_are_named_before_anything_is_computed(
     folder: Path, change: str, where: str, what: str
 ) -> None:
-    done = karat(folder, "plan", "c.yaml", change)
+    changes = re.split(r" (?=\w[\w.]*=)", change)
+    done = karat(folder, "plan", "c.yaml", *changes)
     if done.returncode == 0:  # what only the lengths can tell is told by the run, before the other scorers
-        done = karat(folder, "run", "c.yaml", change)
+        done = karat(folder, "run", "c.yaml", *changes)
     assert done.returncode in (1, 2)
     assert where in done.stderr
     assert what in done.stderr

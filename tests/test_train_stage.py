@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from karat.errors import ConfigError, DataError
+from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.blocks import Collate, blocks, split
 from karat.trainers.byte_tokenizer import BOS, EOS, PAD, VOCABULARY, byte_tokenizer
 from karat.trainers.evaluate import HeldOut, bits_per_byte, nats, windows
@@ -316,3 +317,25 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any]) -> None:
 def test_the_learning_rate_follows_the_model() -> None:
     assert TrainSettings().rate > TrainSettings(model="some/model").rate
     assert TrainSettings(learning_rate=0.1).rate == 0.1
+
+
+def test_the_key_of_a_training_knows_the_models_files_and_the_reweighters_code(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    settings = TrainSettings(model=str(tmp_path), reweighter=LinUpper())
+    before = settings.digest()
+    assert settings.digest() == before
+    assert settings.digest(seeds=[1]) != settings.digest(seeds=[2])
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    after = settings.digest()
+    assert after != before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LinUpper, "digest", lambda self: "another formula")
+        assert settings.digest() != after
+
+
+def test_a_missing_folder_is_known_from_a_hub_id(tmp_path: Path) -> None:
+    missing = {name: TrainSettings(model=name).missing_folder() for name in ("tiny", "gpt2", "a/b")}
+    assert missing == {"tiny": False, "gpt2": False, "a/b": False}
+    assert TrainSettings(model="./a").missing_folder()
+    assert TrainSettings(model=str(tmp_path / "none")).missing_folder()
+    assert not TrainSettings(model=str(tmp_path)).missing_folder()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from karat.code_digest import code_digest
 from karat.registry import AnyReweighter
 
 TINY_RATE = 4e-3
@@ -54,9 +58,38 @@ class TrainSettings(BaseModel):
             raise ValueError("seeds: from 0 to 4294967295")
         return self
 
+    def missing_folder(self) -> bool:
+        """Whether `model` can only be a folder, and there is none."""
+        looks = self.model.startswith((".", "/", "~")) or self.model.count("/") > 1
+        return looks and not Path(self.model).is_dir()
+
+    def digest(self, **changes: Any) -> str:
+        """Key of what an arm does with its rows: settings, code, the reweighter's code, the model's files.
+
+        changes: settings to be taken as these, such as seeds=[1]. A Hub id is known by its name only.
+        """
+        from karat.trainers.train import ArmResult
+
+        settings = self.model_dump(mode="json") | changes
+        code = [code_digest(TrainSettings), code_digest(ArmResult)]
+        rule = None if self.reweighter is None else self.reweighter.digest()
+        facts = json.dumps([settings, code, rule, _files(Path(self.model))], sort_keys=True)
+        return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
+
     @property
     def rate(self) -> float:
         """The learning rate, with its default."""
         if self.learning_rate is not None:
             return self.learning_rate
         return TINY_RATE if self.model == "tiny" else PRETRAINED_RATE
+
+
+def _files(folder: Path) -> list[tuple[str, str]]:
+    """Name and digest of every file of a model's folder; [] where the model is not one."""
+    if not folder.is_dir():
+        return []
+    found = []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            found.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    return found

@@ -106,6 +106,8 @@ def check(loaded: Loaded, inputs: Inputs) -> None:
         selector.check(inputs.view)
     except SelectionError as error:
         raise loaded.error(selection_key(loaded, error), error.problem, error.hint) from None
+    if config.train is not None:
+        _check_training(loaded, inputs.view)
     if inputs.reference is not None and inputs.reference["text"].null_count():
         row = inputs.reference.filter(pl.col("text").is_null())["id"][0]
         raise loaded.error(("reference",), f"row {row!r} has no text", "leave it out of the reference")
@@ -154,6 +156,22 @@ def _no_group(loaded: Loaded, view: pl.DataFrame) -> ConfigError:
     )
 
 
+def _check_training(loaded: Loaded, view: pl.DataFrame) -> None:
+    """What would end a training after everything else was computed."""
+    train = loaded.config.train
+    if train.missing_folder():
+        raise loaded.error(
+            ("train", "model"), f"there is no folder {train.model!r}", '"tiny", a folder, or a Hub id'
+        )
+    if view["group"].null_count() < view.height:
+        return
+    grouped = "name a column: `data: {columns: {group: ...}}`"
+    if train.reweighter is not None and train.reweighter.needs_groups():
+        raise loaded.error(("train", "reweighter"), f"{train.reweighter.kind} needs groups", grouped)
+    if any("group" in control for control in train.controls):
+        raise loaded.error(("train", "controls"), "a control matched on groups needs groups", grouped)
+
+
 def selection_key(loaded: Loaded, error: SelectionError) -> Loc:
     """The key that a SelectionError is about: the one it names, else the budget."""
     given = loaded.document.data["select"]
@@ -171,6 +189,6 @@ def run_key(config: Config) -> str:
     parts = [part.digest() for part in (*config.scorers, config.select)]
     train = None
     if config.train is not None:
-        train = [config.train.model_dump(mode="json"), modules_digest("karat.trainers.train"), versions()]
+        train = [config.train.digest(), modules_digest("karat.trainers.train"), versions()]
     code = modules_digest("karat.selecting", "karat.export", "karat.report.page")
     return key_of("run", config.name, keys, config.seed, parts, train, config.export.model_dump(), code)

@@ -19,6 +19,10 @@ from karat.rows.view import VIEW, Rows
 NO_IDS = "`columns: {id: other}` names another column, `{id: false}` makes ids from the content"
 
 
+FRAME = "the frame"
+"""What a frame of a program's is called in errors."""
+
+
 def from_frame(
     frame: Any,
     *,
@@ -39,7 +43,7 @@ def from_frame(
         )
     except ValidationError as error:
         raise refused(error) from None
-    return to_rows(Loaded(_polars(frame), "the frame"), options)
+    return to_rows(Loaded(_polars(frame), FRAME), options)
 
 
 def refused(error: ValidationError) -> ConfigError:
@@ -54,7 +58,7 @@ def _polars(frame: Any) -> pl.DataFrame:
     try:
         return _converted(frame)
     except (pl.exceptions.PolarsError, pa.ArrowException, TypeError, ValueError) as error:
-        raise DataError(f"its columns cannot be read: {error}", where="the frame") from None
+        raise DataError(f"its columns cannot be read: {error}", where=FRAME) from None
 
 
 def _converted(frame: Any) -> pl.DataFrame:
@@ -164,6 +168,12 @@ def _present(loaded: Loaded, name: str, what: str) -> None:
         )
 
 
+def _duplicate_hint(loaded: Loaded, id_column: str | None) -> str:
+    if loaded.source == FRAME:
+        return "drop such rows first (`unique`), or give every row an `id` of its own"
+    return "`on_duplicate: skip` keeps the first of each" + (f"; {NO_IDS}" if id_column else "")
+
+
 def _unique(
     loaded: Loaded, view: pl.DataFrame, options: RowOptions, id_column: str | None
 ) -> tuple[Loaded, pl.DataFrame]:
@@ -177,7 +187,7 @@ def _unique(
         raise DataError(
             f"{what} as {loaded.place(twin)}",
             where=loaded.place(second),
-            hint="`on_duplicate: skip` keeps the first of each" + (f"; {NO_IDS}" if id_column else ""),
+            hint=_duplicate_hint(loaded, id_column),
         )
     loaded.skipped["duplicate id" if id_column else "duplicate content"] += int((~first).sum())
     return loaded.keep(first), view.filter(first)

@@ -76,8 +76,8 @@ def _hub_commit(spec: HubData) -> str:
 
     try:
         return str(HfApi().dataset_info(spec.name, revision=spec.revision).sha)
-    except (OfflineModeIsEnabled, httpx.ConnectError, httpx.TimeoutException, OSError):
-        return f"offline:{spec.revision}"
-    except HfHubHTTPError as error:
+    except HfHubHTTPError as error:  # before OSError, which it is as well: an answer is not silence
         hint = "check the name, the revision and your access"
         raise DataError(str(error).strip().partition("\n")[0], where=f"hub:{spec.name}", hint=hint) from None
+    except (OfflineModeIsEnabled, httpx.ConnectError, httpx.TimeoutException, OSError):
+        return f"offline:{spec.revision}"

@@ -32,9 +32,7 @@ def parquet(*texts: str) -> bytes:
 @pytest.fixture
 def stub() -> Iterator[HubStub]:
     server = HubStub()
-    server.create(
-        "user/texts", private=False, files={"data/train-0.parquet": parquet("one", "two ü", "three")}
-    )
+    server.create("user/texts", files={"data/train-0.parquet": parquet("one", "two ü", "three")})
     yield server
     server.close()
 
@@ -78,6 +76,33 @@ def test_what_is_not_there_is_named(hub: HubStub, tmp_path: Path, change: dict[s
     assert caught.value.where is not None
     assert spec.name in caught.value.where
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_is_not_taken_for_silence(hub: HubStub, tmp_path: Path, status: int) -> None:
+    """A cached copy must not stand in for a dataset that has been closed."""
+    spec = HubData(name="user/texts")
+    read(spec)
+    hub.fail("GET", "/api/datasets/user/texts", status, times=20)
+    with pytest.raises(DataError, match=r"user/texts|access|[Nn]ot [Ff]ound|Client [Ee]rror") as caught:
+        fingerprint(spec)
+    assert caught.value.where == "hub:user/texts"
+
+
+def test_no_network_is_said_in_a_sentence(
+    hub: HubStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    hub.close()
+    spec = HubData(name="user/unseen")
+    assert fingerprint(spec).strip()
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    assert fingerprint(spec).strip()
+    with pytest.raises(DataError, match="cannot be loaded") as caught:
+        load_rows(spec, Store(tmp_path / "store"))
+    assert caught.value.hint is not None
+    assert "offline" in caught.value.hint
 
 
 def karat(folder: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

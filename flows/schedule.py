@@ -119,6 +119,9 @@ def _serve(
 
 
 def _interrupt(*_: object) -> None:
+    # A shell starts what is put behind a `&` deaf to interrupts, and a served schedule often is.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGINT)
 
 

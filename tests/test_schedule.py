@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from karat.errors import ConfigError, KaratError
-from karat.flows.schedule import schedule
+from karat.flows.schedule import _stopped_by_sigterm, schedule
 from karat.flows.timetable import local_timezone, next_due, timetable
 
 FLOW = """
@@ -40,7 +40,7 @@ SERVE = """
 import sys
 from datetime import timedelta
 from pathlib import Path
-from karat.flows.schedule import schedule
+from karat.flows.schedule import _stopped_by_sigterm, schedule
 
 rhythm = {"cron": sys.argv[2]} if sys.argv[2] != "interval" else {"interval": timedelta(seconds=1)}
 schedule(Path("conf.yaml"), home=Path(sys.argv[1]), timezone="UTC", overrides=["a=b"], name="nightly",
@@ -224,3 +224,14 @@ def test_cron_is_read_in_its_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timetable("0 2 * * *", None, None).timezone == "Europe/Vienna"
     monkeypatch.setenv("TZ", "nonsense/zone")
     assert local_timezone() != "nonsense/zone"
+
+
+def test_sigterm_ends_what_was_started_deaf_to_interrupts() -> None:
+    """`karat schedule ... &` in a script: the shell lets it ignore Ctrl-C, and `kill` must still end it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _stopped_by_sigterm(), pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, before)

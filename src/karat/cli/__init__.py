@@ -44,10 +44,11 @@ def _terminated(*_: object) -> None:
 
 def show(error: KaratError) -> None:
     """Print what was wrong, where, and what to do; the text may hold brackets from data, so no markup."""
-    err.print(Text("error: ", style="bold red") + Text(error.where + ": " if error.where else ""), end="")
-    err.print(Text(error.problem))
+    where = Text(error.where + ": " if error.where else "")
+    # Soft: a pipe or a narrow terminal must not break paths apart.
+    err.print(Text("error: ", style="bold red") + where + Text(error.problem), soft_wrap=True)
     if error.hint:
-        err.print(Text("  " + error.hint, style="dim"))
+        err.print(Text("  " + error.hint, style="dim"), soft_wrap=True)
 
 
 def unexpected(error: Exception) -> None:

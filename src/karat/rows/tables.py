@@ -78,13 +78,12 @@ def read_saved(path: Path, split: str | None) -> Loaded:
 def read_hub(spec: HubData) -> Loaded:
     """A split of a dataset on the Hub."""
     import datasets
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
     where = f"hub:{spec.name}"
     try:
         found = datasets.load_dataset(spec.name, spec.config, split=spec.split, revision=spec.revision)
-    except (OSError, ValueError, HfHubHTTPError, httpx.HTTPError) as error:
+    except (OSError, ValueError, HfHubHTTPError, HfHubHTTPError.__mro__[1]) as error:
         hint = "check name, config, split and revision; offline, only cached datasets can be read"
         raise DataError(f"cannot be loaded: {_first_line(error)}", where=where, hint=hint) from None
     return Loaded(dataset_frame(found, where), where)

@@ -48,7 +48,10 @@ class ReweightCallback(TrainerCallback):
     `history` holds a dictionary per log; `uninstall` takes everything off by hand.
 
     Limits: models that the Trainer does not tell the window's size (no **kwargs in forward) keep the stock
-    mean of micro-batch means. Losses that a model adds by itself (a router's) are not weighted.
+    mean of micro-batch means. Sequence classifiers whose stock loss ignores that size take steps that are
+    G times too long over G accumulated micro-batches (transformers issue 47688); here they take the right
+    ones, so with G > 1 they differ from stock. Losses that a model adds by itself (a router's) are not
+    weighted.
     """
 
     def __init__(

@@ -231,7 +231,6 @@ def test_sigterm_ends_what_was_started_deaf_to_interrupts() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with _stopped_by_sigterm(), pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+            signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -81,9 +81,11 @@ def read_hub(spec: HubData) -> Loaded:
     from huggingface_hub.errors import HfHubHTTPError
 
     where = f"hub:{spec.name}"
+    # The error type of the HTTP library that this version uses.
+    transport: type[BaseException] = HfHubHTTPError.__mro__[1]
     try:
         found = datasets.load_dataset(spec.name, spec.config, split=spec.split, revision=spec.revision)
-    except (OSError, ValueError, HfHubHTTPError, HfHubHTTPError.__mro__[1]) as error:
+    except (OSError, ValueError, transport) as error:
         hint = "check name, config, split and revision; offline, only cached datasets can be read"
         raise DataError(f"cannot be loaded: {_first_line(error)}", where=where, hint=hint) from None
     return Loaded(dataset_frame(found, where), where)

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import polars as pl
 import pytest
 
-from karat.errors import StoreError
+from karat.chunked import pending
+from karat.errors import ScoreError, StoreError
+from karat.rows import from_frame
+from karat.scorers.length import Length
 from karat.store import (
     DIGEST,
     Store,
@@ -85,3 +89,12 @@ def test_an_unusable_folder_is_found_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="not a folder"):
         check_writable(tmp_path / "file" / "runs")
     check_writable(tmp_path / "new" / "deeper")
+
+
+def test_a_scorer_that_reads_more_than_the_content_is_refused(tmp_path: Path) -> None:
+    class ByGroup(Length):
+        reads: ClassVar[tuple[str, ...]] = ("text", "group")
+
+    view = from_frame(pl.DataFrame({"text": ["a"]})).view.with_columns(pl.lit("x").alias(DIGEST))
+    with pytest.raises(ScoreError, match="reads group"):
+        pending(ByGroup(), view, None, Store(tmp_path))

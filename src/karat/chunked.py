@@ -10,11 +10,14 @@ from typing import Any
 
 import polars as pl
 
+from karat.errors import ScoreError
 from karat.parts import Scorer
 from karat.registry import load
 from karat.scoring import chunks, score_chunk
 from karat.store import DIGEST, Store, frame_digest, key_of, write_parquet
 
+CONTENT = frozenset({"text", "prompt", "response"})
+"""What the digest of a row covers, and so all that a kept score may depend on."""
 MAX_CHUNK_ROWS = 2048
 MAX_CHUNK_BYTES = 8 << 20
 
@@ -51,6 +54,12 @@ def score_key(scorer: Scorer, reference: pl.DataFrame | None) -> str:
 
 def pending(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, store: Store) -> Pending:
     """Which contents of `view` have no score yet."""
+    strange = set(scorer.reads) - CONTENT
+    if strange:
+        raise ScoreError(
+            f"{scorer.yaml_kind()} reads {', '.join(sorted(strange))}; a score may depend on the content alone",
+            hint=f"`reads` may name {', '.join(sorted(CONTENT))}",
+        )
     key = score_key(scorer, reference)
     known, damaged = store.known_scores(key, _schema(scorer))
     contents = view.unique(DIGEST, keep="first", maintain_order=True)

@@ -32,12 +32,20 @@ def write_report(run_dir: Path, rows: pl.DataFrame) -> Path:
     run_dir = Path(run_dir)
     run = load(run_dir, rows)
     # never the absolute path: the page is passed on, and the same run elsewhere is the same page
-    config = run.record.get("config") or {}
-    page = render(run, str(config.get("out") or run_dir.name))
+    out = (run.record.get("config") or {}).get("out") or run_dir.name
+    page = render(run, "/".join(Path(str(out)).parts[-2:]))
     path = run_dir / "report.html"
     with replacing(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))
     return path
+
+
+def _settings(record: dict[str, Any]) -> str:
+    """The config as YAML, without the folders of one machine."""
+    config = {
+        key: value for key, value in (record.get("config") or {}).items() if key not in ("out", "store")
+    }
+    return yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
 
 
 def render(run: Run, run_dir: str) -> str:
@@ -52,7 +60,7 @@ def render(run: Run, run_dir: str) -> str:
         "sentence": headline.what_was_done(run), "tiles": tiles(run, facts),
         "sections": examples(run, facts["cut"]), "derived": run.lengths == (DERIVED_LENGTH,),
         "next_steps": next_steps(run, run_dir, training["outcomes"], facts),
-        "config_yaml": yaml.safe_dump(record.get("config") or {}, sort_keys=False, allow_unicode=True),
+        "config_yaml": _settings(record),
         "css": Markup(_file("report.css")), "script": Markup(script), "plotly": Markup(library),  # noqa: S704 - ours
         "hashes": " ".join(_csp_hash(text) for text in (library, script)),
         "palette": as_json({LIGHT[name]: DARK[name] for name in LIGHT}),

@@ -19,6 +19,8 @@ from karat.rows.specs import FileData, HarvestData, HubData, RowOptions
 from karat.rows.tables import read_hub
 from karat.rows.view import Rows
 
+OFFLINE = "offline:"
+
 
 def read(source: RowOptions | str | Path | Sequence[str | Path], **options: Any) -> Rows:
     """Rows of a source: a spec, or path(s) with FileData's settings; raises DataError naming file and row."""
@@ -37,7 +39,7 @@ def _load(spec: RowOptions) -> Loaded:
     if isinstance(spec, FileData):
         return read_files(spec)
     if isinstance(spec, HubData):
-        loaded = read_hub(spec)
+        loaded = read_hub(_pinned(spec))
     elif isinstance(spec, HarvestData):
         loaded = Loaded(spec.load(ticker("parse installed packages", "files")), f"harvest ({spec.part})")
     else:
@@ -69,6 +71,12 @@ def _file_bytes(path: Path) -> bytes:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
+def _pinned(spec: HubData) -> HubData:
+    """The spec at the commit that its revision names now, so that what is read is what `fingerprint` names."""
+    commit = _hub_commit(spec)
+    return spec if commit.startswith(OFFLINE) else spec.model_copy(update={"revision": commit})
+
+
 def _hub_commit(spec: HubData) -> str:
     """The commit that the revision names now; offline, the revision itself has to do."""
     from huggingface_hub import HfApi
@@ -82,4 +90,4 @@ def _hub_commit(spec: HubData) -> str:
         hint = "check the name, the revision and your access"
         raise DataError(str(error).strip().partition("\n")[0], where=f"hub:{spec.name}", hint=hint) from None
     except (OfflineModeIsEnabled, transport, OSError):
-        return f"offline:{spec.revision}"
+        return f"{OFFLINE}{spec.revision}"

@@ -57,7 +57,7 @@ def pending(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, 
     strange = set(scorer.reads) - CONTENT
     if strange:
         raise ScoreError(
-            f"{scorer.yaml_kind()} reads {', '.join(sorted(strange))}; a score may depend on the content alone",
+            f"{scorer.yaml_kind()} reads {', '.join(sorted(strange))}, but only the content may matter",
             hint=f"`reads` may name {', '.join(sorted(CONTENT))}",
         )
     key = score_key(scorer, reference)

@@ -72,7 +72,7 @@ def _file_bytes(path: Path) -> bytes:
 
 
 def _pinned(spec: HubData) -> HubData:
-    """The spec at the commit that its revision names now, so that what is read is what `fingerprint` names."""
+    """The spec at the commit that its revision names now, the one that `fingerprint` names."""
     commit = _hub_commit(spec)
     return spec if commit.startswith(OFFLINE) else spec.model_copy(update={"revision": commit})
 

@@ -26,10 +26,11 @@ from karat.trainers.settings import TrainSettings
 from karat.trainers.train import ArmResult
 from karat.trainers.worker import TrainWorker, write_job
 
+# Both controls have as many tokens as the selection: in all, or in each group.
 LABELS = {
     "selection": "selection",
-    "tokens": "random rows, as many tokens",
-    "tokens+group": "random rows, as many tokens of each group",
+    "tokens": "random rows",
+    "tokens+group": "random rows, same groups",
 }
 
 

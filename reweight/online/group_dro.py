@@ -39,7 +39,7 @@ class GroupDro(Reweighter):
     shrinks. Here absent groups are untouched. All ranks see the batch of all ranks, so q stays the same.
     """
 
-    summary: ClassVar[str] = "Raise the weight of the groups with the highest losses"
+    summary: ClassVar[str] = "raise the weight of the groups with the highest losses"
     formula: ClassVar[str] = (
         "q_g <- q_g exp(step_size (L_g + adjustment / sqrt(n_g))), normalised;  w_i = s_i q_g(i) / mean q"
     )

@@ -39,7 +39,7 @@ class KlDro(Reweighter):
     when gradients are accumulated.
     """
 
-    summary: ClassVar[str] = "Weight by exp(loss / temperature); negative temperature for noisy labels"
+    summary: ClassVar[str] = "weight by exp(loss / temperature); negative temperature for noisy labels"
     formula: ClassVar[str] = (
         "w_i = s_i B softmax(l / temperature)_i;  running: w_i = s_i exp(l_i / temperature - log u)"
     )

@@ -88,7 +88,7 @@ class LinUpper(LossShape):
     are played down and hard ones share alike. The paper's best rule.
     """
 
-    summary: ClassVar[str] = "Play down the samples with the lowest losses, all others alike"
+    summary: ClassVar[str] = "play down the samples with the lowest losses, all others alike"
     formula: ClassVar[str] = (
         "w_i = s_i B softmax(min(h + 1, 1) / temperature)_i,  h = 2 (l - min l)/(max l - min l) - 1"
     )
@@ -102,7 +102,7 @@ class LinUpper(LossShape):
 class Quadratic(LossShape):
     """Prefer the middle of the loss range: f(h) = 1 - h^2."""
 
-    summary: ClassVar[str] = "Prefer samples of middling loss"
+    summary: ClassVar[str] = "prefer samples of middling loss"
     formula: ClassVar[str] = (
         "w_i = s_i B softmax((1 - h^2) / temperature)_i,  h = 2 (l - min l)/(max l - min l) - 1"
     )
@@ -116,7 +116,7 @@ class Quadratic(LossShape):
 class Extremes(LossShape):
     """Prefer both ends of the loss range: f(h) = |h|."""
 
-    summary: ClassVar[str] = "Prefer the samples of lowest and of highest loss"
+    summary: ClassVar[str] = "prefer the samples of lowest and of highest loss"
     formula: ClassVar[str] = (
         "w_i = s_i B softmax(|h| / temperature)_i,  h = 2 (l - min l)/(max l - min l) - 1"
     )

@@ -21,7 +21,7 @@ class Static(Reweighter):
     Paper: none; the baseline against which every online rule is compared.
     """
 
-    summary: ClassVar[str] = "The static weights, unchanged by the losses"
+    summary: ClassVar[str] = "the static weights, unchanged by the losses"
     formula: ClassVar[str] = "w_i = s_i"
     paper: ClassVar[str] = ""
 

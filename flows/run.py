@@ -16,6 +16,7 @@ from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, check_folders, gather, run_key
+from karat.reasons import kind_of_reason
 from karat.record import Record, finished, versions, write_record
 from karat.report import write_report
 from karat.reweight.select.budgeted import Budgeted
@@ -93,7 +94,7 @@ def counts(config: Config, inputs: Inputs, selection: pl.DataFrame) -> dict[str,
     """Every row accounted for."""
     kept = selection.filter(pl.col("weight") > 0)
     weights = kept["weight"]
-    reasons = selection["reason"].str.extract(r"^([^(]*?)(?: \(.*|: rank.*)?$", 1).value_counts(sort=True)
+    reasons = selection.group_by(kind_of_reason()).len()
     tokens = None
     if "length.tokens" in selection.columns:
         tokens = {"pool": int(selection["length.tokens"].sum()), "selected": int(kept["length.tokens"].sum())}

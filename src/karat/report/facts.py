@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from karat.reasons import kind_of_reason
 from karat.report import headline, score_figures, statistics, training_figures, words
 from karat.report.run import Run
 
@@ -39,7 +40,7 @@ def what_the_frame_says(run: Run) -> dict[str, Any]:
     density = None
     if lead and run.lengths and lead not in run.lengths:
         density = score_figures.against_length(run, lead, run.size_column or run.lengths[0], cut)
-    reasons = run.frame.group_by("reason").agg(rows=pl.len(), kept=(pl.col("weight") > 0).sum())
+    reasons = run.frame.group_by(kind_of_reason()).agg(rows=pl.len(), kept=(pl.col("weight") > 0).sum())
     return {
         "cut": cut, "distributions": distributions, "correlations": statistics.correlations(run),
         "groups": groups, "group_names": names, "density": density, "statuses": _statuses(run),

@@ -410,3 +410,17 @@ def test_other_float_types_are_taken_as_float32() -> None:
             torch.ones(4, dtype=dtype), losses, torch.arange(4), LinUpper().init(4)
         )
         assert torch.equal(weights, run(LinUpper(), [1.0, 2.0, 3.0, 4.0])[0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-3, -1e-3])
+def test_the_running_normaliser_keeps_the_digits_of_large_losses(temperature: float) -> None:
+    rng = np.random.default_rng(3)
+    part = KlDro(temperature=temperature, scope="running", rate=0.25)
+    state, log_u = part.init(8), None
+    for step in range(6):
+        losses = torch.tensor(1e4 + abs(temperature) * rng.normal(size=8), dtype=torch.float32)
+        weights, state = part.update(torch.ones(8), losses, torch.arange(8), state)
+        scaled = losses.double().numpy() / temperature
+        log_mean = np.logaddexp.reduce(scaled) - np.log(8)
+        log_u = log_mean if step == 0 else np.logaddexp(np.log(0.75) + log_u, np.log(0.25) + log_mean)
+        np.testing.assert_allclose(weights.numpy(), np.exp(scaled - log_u), rtol=1e-5)

@@ -67,7 +67,10 @@ class KlDro(Reweighter):
 
         if self.scope == "batch":
             return {}
-        return {"log_normaliser": torch.zeros(()), "step": torch.zeros((), dtype=torch.int64)}
+        return {
+            "log_normaliser": torch.zeros((), dtype=torch.float64),
+            "step": torch.zeros((), dtype=torch.int64),
+        }
 
     def update(
         self,
@@ -91,9 +94,10 @@ class KlDro(Reweighter):
         exponents = (outside - reference) / self.temperature
         if self.scope == "batch":
             return weights * softmax_mean_one(exponents, taking_part), dict(state)
-        log_mean = (exponents.exp().sum() / taking_part.sum()).log() + reference / self.temperature
+        exact = reference.to(_widest(losses)) / self.temperature
+        log_mean = (exponents.exp().sum() / taking_part.sum()).log() + exact
         state = self._averaged(state, log_mean, taking_part.any())
-        shift = reference / self.temperature - state["log_normaliser"].to(losses.device)
+        shift = (exact - state["log_normaliser"].to(exact)).float()
         return weights * (exponents + shift).exp() * taking_part, state
 
     def _averaged(self, state: State, log_mean: torch.Tensor, any_sample: torch.Tensor) -> State:
@@ -112,3 +116,10 @@ class KlDro(Reweighter):
         first = state["step"].to(log_mean.device) == 0
         after = torch.where(any_sample, torch.where(first, log_mean, after), before)
         return {**state, "log_normaliser": after, "step": state["step"] + any_sample.to(state["step"])}
+
+
+def _widest(losses: torch.Tensor) -> torch.dtype:
+    """float64 where the device has it: loss / temperature may be large, and its last digits are the weights."""
+    import torch
+
+    return torch.float32 if losses.device.type == "mps" else torch.float64

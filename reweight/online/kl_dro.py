@@ -119,7 +119,7 @@ class KlDro(Reweighter):
 
 
 def _widest(losses: torch.Tensor) -> torch.dtype:
-    """float64 where the device has it: loss / temperature may be large, and its last digits are the weights."""
+    """float64 where the device has it: loss over temperature may be large, its last digits count."""
     import torch
 
     return torch.float32 if losses.device.type == "mps" else torch.float64

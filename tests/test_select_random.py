@@ -263,3 +263,22 @@ def test_a_control_needs_known_tokens_and_rows() -> None:
         MatchedRandom(amounts={"*": 99_999_999}).select(scores)
     with pytest.raises(SelectionError, match="'e': no row has it"):
         MatchedRandom(amounts={"e": 1}).select(scores)
+
+
+def test_random_matched_is_the_matched_control() -> None:
+    scores = pl.DataFrame(
+        {
+            "id": [f"r{n}" for n in range(60)],
+            "x": [float(n) for n in range(60)],
+            "length.tokens": [1 + n % 4 for n in range(60)],
+            "group": ["a" if n % 3 else "b" for n in range(60)],
+        }
+    )
+    chosen = TopK(by="x", budget=20).select(scores)
+    control = Random.matched(chosen, scores, seed=5)
+    assert control == matched_control(chosen, scores, match=("tokens", "group"), seed=5)
+    drawn = control.select(scores)
+    kept, other = (scores.filter(frame["weight"] > 0) for frame in (chosen, drawn))
+    for group in "ab":
+        mine, theirs = (f.filter(pl.col("group") == group)["length.tokens"].sum() for f in (kept, other))
+        assert mine == theirs

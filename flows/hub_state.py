@@ -17,6 +17,7 @@ from karat.flows.exported import Export
 from karat.flows.front_matter import Facts
 from karat.flows.hub_errors import HubError
 from karat.flows.sanitise import public
+from karat.store import file_digest
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -79,7 +80,7 @@ def changes(export: Export, repo: str, remote: Remote) -> list[CommitOperationAd
     }
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for path in sorted(shards):
-        if remote.digests.get(path) != _sha256(shards[path]):
+        if remote.digests.get(path) != file_digest(shards[path]):
             operations.append(CommitOperationAdd(path, shards[path]))
     for path, text in texts.items():
         content = text.encode()
@@ -87,11 +88,6 @@ def changes(export: Export, repo: str, remote: Remote) -> list[CommitOperationAd
             operations.append(CommitOperationAdd(path, io.BytesIO(content)))
     operations.extend(CommitOperationDelete(path) for path in sorted(there - shards.keys()))
     return operations
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_sha(content: bytes) -> str:

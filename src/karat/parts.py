@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
@@ -155,9 +155,3 @@ class Reweighter(Part, ABC):
     def needs_groups(self) -> bool:
         """Whether `groups` must be given."""
         return False
-
-    def copy_with(self, **changes: Any) -> Self:
-        """The same part with some settings changed, validated again."""
-        return type(self).model_validate(
-            {**{k: getattr(self, k) for k in type(self).model_fields}, **changes}
-        )

@@ -6,9 +6,9 @@ import shutil
 
 import polars as pl
 
-from karat.chunked import Pending, cut, pending, score_table
+from karat.chunked import Pending, cut, pending, plan_fit, score_table
 from karat.config import Loaded
-from karat.flows.tasks import run_chunks
+from karat.flows.tasks import run_chunks, run_fit
 from karat.inputs import Inputs, check_tokens
 from karat.parts import Scorer
 from karat.progress import current
@@ -39,6 +39,8 @@ def _score(scorer: Scorer, inputs: Inputs, store: Store, record: Record) -> Pend
         timing.computed = work.missing.height > 0
         timing.note = f"{work.missing.height:,} scored, {work.known:,} in the store"
         if timing.computed:
-            run_chunks(cut(work, inputs.reference_file, store), stage)
+            fit = plan_fit(work, inputs.view, inputs.reference_file, store)
+            fitted = run_fit(fit, f"fit {scorer.kind}") if fit else None
+            run_chunks(cut(work, inputs.reference_file, store, fitted), stage)
         current().finish(stage, timing.note)
     return work

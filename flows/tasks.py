@@ -12,8 +12,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
-from karat.chunked import Chunk, score_file
-from karat.progress import current
+from karat.chunked import Chunk, Fit, fit_file, score_file
+from karat.progress import current, ticker
 
 HEAR_SECONDS = 0.3
 
@@ -25,6 +25,20 @@ plain = {"cache_policy": NO_CACHE, "persist_result": False, "log_prints": False}
 def score_chunk_task(chunk: Chunk, name: str) -> int:
     """Score one chunk file."""
     return score_file(chunk)
+
+
+@task(name="fit scorer", task_run_name="fit {name}", **plain)  # type: ignore[call-overload, untyped-decorator]
+def fit_task(fit: Fit, name: str) -> str:
+    """Learn from the whole pool what a scorer's rows need."""
+    return fit_file(fit, ticker(name, "steps"))
+
+
+def run_fit(fit: Fit, stage: str) -> str:
+    """Run one fit on the flow's task runner; returns the path of what was learned."""
+    future = fit_task.submit(fit, stage)
+    for ended in as_finished([future]):
+        return str(ended.result())
+    raise AssertionError("a submitted task ends")
 
 
 def run_chunks(chunks: Sequence[Chunk], stage: str) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 Compressor = Literal["gzip", "lz4"]
 
@@ -36,6 +39,26 @@ def sizer(compressor: Compressor, level: int) -> Callable[[bytes], int]:
         return len(compress(data, compression_level=level))
 
     return lz4_size
+
+
+class PairSizes:
+    """C(xy) for texts x against a fixed list of targets y; threads share one object.
+
+    Every number equals `sizer(compressor, level)` of the concatenation.
+    """
+
+    def __init__(self, compressor: Compressor, level: int, targets: Sequence[bytes]) -> None:
+        self.targets = tuple(targets)
+        self._size = sizer(compressor, level)
+
+    def own(self, text: bytes) -> int:
+        """C(x)."""
+        return self._size(text)
+
+    def joint(self, text: bytes, which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
+        """C(xy) for the targets at the places `which` (all if None), in that order."""
+        targets = self.targets if which is None else [self.targets[j] for j in which]
+        return np.fromiter((self._size(text + target) for target in targets), np.int64, len(targets))
 
 
 def library_version(compressor: Compressor) -> dict[str, str]:

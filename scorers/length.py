@@ -7,6 +7,7 @@ from typing import ClassVar
 import polars as pl
 from pydantic import Field
 
+from karat.fitting import Arrays
 from karat.parts import Scorer
 from karat.scorers.token_counts import WORDS, TokenCounter, token_counter, tokenizer_facts
 
@@ -51,7 +52,7 @@ class Length(Scorer):
         """`length.bytes`, `length.characters`, `length.tokens`: counts."""
         return {name: pl.Int64() for name in ("length.bytes", "length.characters", "length.tokens")}
 
-    def prepare(self, reference: pl.DataFrame | None) -> TokenCounter | None:
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> TokenCounter | None:
         """Load the tokenizer, if one is needed."""
         return None if self.tokenizer in ("bytes", "words") else token_counter(self.tokenizer)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +12,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from karat.errors import ScoreError
+from karat.fitting import Arrays
 from karat.parts import Scorer
-from karat.scorers.compressors import DEFAULT_LEVEL, LEVELS, Compressor, library_version, sizer
+from karat.scorers.compressors import DEFAULT_LEVEL, LEVELS, Compressor, PairSizes, library_version
 
 Sizes = NDArray[np.int64]
 
@@ -23,12 +23,12 @@ Sizes = NDArray[np.int64]
 class Targets:
     """Reference texts as every chunk needs them: each distinct text once, with its compressed size."""
 
-    texts: tuple[bytes, ...]
-    """Distinct reference texts, UTF-8."""
+    pairs: PairSizes
+    """Sizes together with each distinct reference text, UTF-8."""
     sizes: Sizes
     """[M] compressed size of each reference text, in the order of the reference."""
     place: NDArray[np.intp]
-    """[M] where each reference text stands in `texts`."""
+    """[M] where each reference text stands in `pairs.targets`."""
 
 
 class ZipFit(Scorer):
@@ -106,7 +106,7 @@ class ZipFit(Scorer):
         """`zip_fit.alignment`, without unit."""
         return {"zip_fit.alignment": pl.Float64()}
 
-    def prepare(self, reference: pl.DataFrame | None) -> Targets:
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Targets:
         """Encode and compress the reference texts once."""
         if reference is None or reference.is_empty():
             raise ScoreError(
@@ -121,16 +121,13 @@ class ZipFit(Scorer):
             )
         distinct: dict[str, int] = {}
         place = np.array([distinct.setdefault(text, len(distinct)) for text in reference["text"]], np.intp)
-        texts = tuple(text.encode() for text in distinct)
-        size = sizer(self.compressor, self.level)
-        return Targets(texts, np.array([size(text) for text in texts], np.int64)[place], place)
+        pairs = PairSizes(self.compressor, self.level, [text.encode() for text in distinct])
+        sizes = np.array([pairs.own(text) for text in pairs.targets], np.int64)
+        return Targets(pairs, sizes[place], place)
 
     def score(self, rows: pl.DataFrame, prepared: Targets) -> pl.DataFrame:
         """Alignment of each row of the chunk with all targets."""
-        size = sizer(self.compressor, self.level)
-        alignments = [
-            None if text is None else _alignment(text.encode(), prepared, size) for text in rows["text"]
-        ]
+        alignments = [None if text is None else _alignment(text.encode(), prepared) for text in rows["text"]]
         return pl.DataFrame(
             {
                 "id": rows["id"],
@@ -142,9 +139,8 @@ class ZipFit(Scorer):
         )
 
 
-def _alignment(text: bytes, targets: Targets, size: Callable[[bytes], int]) -> float:
-    own = size(text)
-    joint = np.fromiter((size(text + target) for target in targets.texts), np.int64, len(targets.texts))
+def _alignment(text: bytes, targets: Targets) -> float:
+    own, joint = targets.pairs.own(text), targets.pairs.joint(text)
     smaller, larger = np.minimum(own, targets.sizes), np.maximum(own, targets.sizes)
     # The mean is numpy's own, over the whole row in the order of the reference: its pairwise summation
     # is part of the definition to the last bit.

@@ -100,6 +100,8 @@ def test_chunks_and_workers_change_nothing(scorer: Scorer, chunk_rows: int, work
 
 @every_scorer
 def test_neighbours_change_nothing(scorer: Scorer) -> None:
+    if scorer.needs_pool():
+        pytest.skip("it may depend on the pool as a multiset; the laws of order, ids and chunks hold it")
     rows = view(TEXTS)
     alone = pl.concat([run(scorer, rows[i]) for i in range(rows.height)])
     assert alone.equals(run(scorer, rows))
@@ -132,7 +134,8 @@ def test_a_column_of_nulls(scorer: Scorer) -> None:
 def test_a_huge_row_among_small_ones(scorer: Scorer) -> None:
     huge = "".join(random.Random(0).choices("abcdefghij \n", k=1000)) * 2_000
     mixed = run(scorer, view([*TEXTS, huge]), workers=2)
-    assert mixed[:-1].equals(run(scorer, view(TEXTS)))
+    if not scorer.needs_pool():
+        assert mixed[:-1].equals(run(scorer, view(TEXTS)))
     assert mixed[-1].select(list(scorer.columns())).null_count().sum_horizontal()[0] == 0
 
 

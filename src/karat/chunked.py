@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import polars as pl
 
 from karat.errors import ScoreError
+from karat.fitting import Fitting, read_arrays, write_arrays
 from karat.parts import Scorer
 from karat.registry import load
-from karat.scoring import chunks, score_chunk
+from karat.score_engine import chunks, cores, fit_pool, prepare, score_chunk
 from karat.store import DIGEST, Store, frame_digest, key_of, write_parquet
 
 CONTENT = frozenset({"text", "prompt", "response"})
@@ -42,14 +44,35 @@ class Chunk:
     reference: str | None
     result: str
     count: int
+    fitted: str | None = None
 
 
-def score_key(scorer: Scorer, reference: pl.DataFrame | None) -> str:
-    """Where a scorer's results are kept: its digest and, where it reads one, the reference's."""
-    seen = None
+@dataclass(frozen=True)
+class Fit:
+    """The work of learning from the whole pool, before the chunks; named like a chunk."""
+
+    scorer: Mapping[str, Any]
+    pool: str
+    reference: str | None
+    folder: str
+
+    @property
+    def result(self) -> Path:
+        """File of what was learned."""
+        return Path(self.folder) / "fitted.safetensors"
+
+
+def score_key(scorer: Scorer, reference: pl.DataFrame | None, view: pl.DataFrame) -> str:
+    """Where a scorer's results are kept: its digest and, where it reads them, the reference's and the pool's.
+
+    The pool counts as a multiset: another order of the rows is the same pool.
+    """
+    facts = [scorer.digest(), None]
     if scorer.needs_reference and reference is not None:
-        seen = frame_digest(reference[DIGEST].to_list())
-    return key_of("scores", scorer.digest(), seen)
+        facts[1] = frame_digest(reference[DIGEST].to_list())
+    if scorer.needs_pool():
+        facts.append(frame_digest(view[DIGEST].sort().to_list()))
+    return key_of("scores", *facts)
 
 
 def pending(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, store: Store) -> Pending:
@@ -60,14 +83,42 @@ def pending(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, 
             f"{scorer.yaml_kind()} reads {', '.join(sorted(strange))}, but only the content may matter",
             hint=f"`reads` may name {', '.join(sorted(CONTENT))}",
         )
-    key = score_key(scorer, reference)
+    key = score_key(scorer, reference, view)
     known, damaged = store.known_scores(key, _schema(scorer))
     contents = view.unique(DIGEST, keep="first", maintain_order=True)
     missing = contents.join(known.select(DIGEST), on=DIGEST, how="anti", maintain_order="left")
     return Pending(scorer, key, contents.height - missing.height, missing, damaged)
 
 
-def cut(work: Pending, reference: Path | None, store: Store) -> list[Chunk]:
+def plan_fit(work: Pending, view: pl.DataFrame, reference: Path | None, store: Store) -> Fit | None:
+    """Write the pool and name the task, unless the scorer has nothing to learn from it."""
+    if not work.scorer.needs_pool():
+        return None
+    fit = Fit(
+        work.scorer.model_dump(mode="json"),
+        str(store.work() / f"pool-{work.key}.parquet"),
+        _against(work.scorer, reference),
+        str(store.fits(work.key)),
+    )
+    if read_arrays(fit.result) is None:
+        write_parquet(view, Path(fit.pool))
+    return fit
+
+
+def fit_file(fit: Fit, report: Callable[[int, int], None]) -> str:
+    """Learn from the pool, going on where a killed fit stopped; returns the path of the result."""
+    if read_arrays(fit.result) is None:
+        scorer: Scorer = load(dict(fit.scorer), Scorer)
+        fitting = Fitting(cores(), report, Path(fit.folder))
+        pool = pl.read_parquet(fit.pool, glob=False).drop(DIGEST)
+        write_arrays(fit_pool(scorer, pool, _frame(fit.reference), fitting), fit.result)
+        for step in Path(fit.folder).glob("*.safetensors"):
+            if step != fit.result:
+                step.unlink(missing_ok=True)
+    return str(fit.result)
+
+
+def cut(work: Pending, reference: Path | None, store: Store, fitted: str | None = None) -> list[Chunk]:
     """Write the missing rows as chunk files and name the tasks."""
     size = max(16, min(MAX_CHUNK_ROWS, -(-work.missing.height // 48)))
     settings = work.scorer.model_dump(mode="json")
@@ -77,26 +128,44 @@ def cut(work: Pending, reference: Path | None, store: Store) -> list[Chunk]:
         path = store.work() / f"{name}.parquet"
         write_parquet(chunk, path)
         result = store.scores(work.key) / f"{name}.parquet"
-        against = str(reference) if reference is not None and work.scorer.needs_reference else None
-        tasks.append(Chunk(settings, str(path), against, str(result), chunk.height))
+        against = _against(work.scorer, reference)
+        tasks.append(Chunk(settings, str(path), against, str(result), chunk.height, fitted))
     return tasks
+
+
+def _against(scorer: Scorer, reference: Path | None) -> str | None:
+    return str(reference) if reference is not None and scorer.needs_reference else None
 
 
 def score_file(chunk: Chunk) -> int:
     """Score one chunk file into its score table; returns the number of rows. Runs in any worker."""
     scorer: Scorer = load(dict(chunk.scorer), Scorer)
     rows = pl.read_parquet(chunk.rows, glob=False)
-    prepared = _prepared(scorer, chunk.reference)
+    with _one_at_a_time:
+        prepared = _prepared(scorer, chunk.reference, chunk.fitted)
     table = score_chunk(scorer, rows.drop(DIGEST), prepared)
     kept = table.drop("id").insert_column(0, rows[DIGEST])
     write_parquet(kept.select(DIGEST, *_schema(scorer)), Path(chunk.result))
     return chunk.count
 
 
+_one_at_a_time = Lock()
+
+
 @lru_cache(maxsize=4)
-def _prepared(scorer: Scorer, reference: str | None) -> Any:
-    frame = pl.read_parquet(reference, glob=False) if reference else None
-    return scorer.prepare(frame.drop(DIGEST) if frame is not None else None)
+def _prepared(scorer: Scorer, reference: str | None, fitted: str | None) -> Any:
+    learned = read_arrays(Path(fitted)) if fitted else None
+    if fitted and learned is None:
+        raise ScoreError(
+            f"what {scorer.yaml_kind()} learned from the pool cannot be read",
+            where=fitted,
+            hint="start the same command again: it is learned anew",
+        )
+    return prepare(scorer, _frame(reference), learned)
+
+
+def _frame(path: str | None) -> pl.DataFrame | None:
+    return pl.read_parquet(path, glob=False).drop(DIGEST) if path else None
 
 
 def _schema(scorer: Scorer) -> dict[str, pl.DataType]:

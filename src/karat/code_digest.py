@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 # The contracts and the errors change without changing what any part computes.
-_NEUTRAL = {"karat", "karat.parts", "karat.errors", "karat.code_digest", "karat.lazy"}
+_NEUTRAL = {"karat", "karat.parts", "karat.errors", "karat.fitting", "karat.code_digest", "karat.lazy"}
 
 
 def code_digest(cls: type) -> str:

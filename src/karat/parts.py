@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import polars as pl
     import torch
 
+    from karat.fitting import Arrays, Fitting
+
     State = dict[str, torch.Tensor]
 
 
@@ -73,6 +75,9 @@ class Scorer(Part, ABC):
     Law: every id once and in the order of the chunk; a row's score depends on its content and on the
     reference alone, never on its neighbours, its id, the chunking or the number of workers. Null means
     "no score", and then `<kind>.status` says why; NaN is a bug and is refused.
+
+    A scorer that `needs_pool` (a density ratio, a race for the best k) may also depend on the contents of
+    the pool, as a multiset: never on their order or ids. `fit` sees them once, before any row is scored.
     """
 
     needs_reference: ClassVar[bool] = False
@@ -84,8 +89,25 @@ class Scorer(Part, ABC):
     def columns(self) -> dict[str, pl.DataType]:
         """Names and types of the columns that `score` returns, without id and status."""
 
-    def prepare(self, reference: pl.DataFrame | None) -> Any:
-        """Load what all chunks share once (reference texts, a model); threads share it, read-only."""
+    def needs_pool(self) -> bool:
+        """Whether `fit` has to see the whole pool before a row can be scored."""
+        return False
+
+    def fit(self, pool: pl.DataFrame, reference: pl.DataFrame | None, fitting: Fitting) -> Arrays:
+        """Learn from the whole pool what every row's score needs; called only if `needs_pool`.
+
+        pool: the columns of `reads` and `copies` (UInt32); each distinct content once, nulls included,
+        sorted by content, so that the order of the pool cannot matter. Returns named numpy arrays, which
+        are kept on disk and given to `prepare`, there or on another machine. Long fits keep steps
+        (`fitting.keep`), go on from them, and say how far they are (`fitting.report`).
+        """
+        raise NotImplementedError(f"{self.yaml_kind()} needs the pool but has no fit()")
+
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
+        """Load what all chunks share once (reference texts, a model); threads share it, read-only.
+
+        fitted: what `fit` returned; None for a scorer that does not need the pool.
+        """
         return None
 
     @abstractmethod

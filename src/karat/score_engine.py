@@ -7,13 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
 
 import polars as pl
 
 from karat.errors import KaratError, ScoreError
+from karat.fitting import Arrays, Fitting
 from karat.parts import Scorer
 from karat.score_contract import checked, empty_scores
 
@@ -46,7 +47,8 @@ def score_view(
     chunk_rows = _positive(
         "chunk_rows", chunk_rows, max(1, min(CHUNK_ROWS, -(-distinct.height // (4 * workers))))
     )
-    prepared = scorer.prepare(reference_view if scorer.needs_reference else None)
+    fitted = fit_pool(scorer, view, reference_view, Fitting(workers)) if scorer.needs_pool() else None
+    prepared = prepare(scorer, reference_view, fitted)
     blocks = [empty_scores(scorer)]
     started, done = time.perf_counter(), 0
     with closing(_in_order(scorer, prepared, chunks(distinct, chunk_rows), workers)) as scored_chunks:
@@ -65,6 +67,35 @@ def score_view(
     )
 
 
+def fit_pool(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, fitting: Fitting) -> Arrays:
+    """What a scorer learns from all rows of a view (karat.parts.Scorer.fit), whatever their order."""
+    _check_reads(scorer, view)
+    reads = list(dict.fromkeys(scorer.reads))
+    pool = view.group_by(reads).agg(copies=pl.len()).sort(reads)
+    with _blaming(scorer, f"fit on {view.height} rows"):
+        return scorer.fit(pool, reference if scorer.needs_reference else None, fitting)
+
+
+def prepare(scorer: Scorer, reference: pl.DataFrame | None, fitted: Arrays | None) -> Any:
+    """What all chunks share; `fitted` reaches only a scorer that has learned from the pool."""
+    seen = reference if scorer.needs_reference else None
+    return scorer.prepare(seen) if fitted is None else scorer.prepare(seen, fitted)
+
+
+@contextmanager
+def _blaming(scorer: Scorer, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except KaratError:
+        raise
+    except Exception as error:
+        # A stranger's scorer may raise anything; the trace stays with the error, as its cause.
+        raise ScoreError(
+            f"failed with {type(error).__name__}: {error}",
+            where=f"scorer {scorer.yaml_kind()}, {doing}",
+        ) from error
+
+
 def score_chunk(scorer: Scorer, chunk: pl.DataFrame, prepared: Any) -> pl.DataFrame:
     """Score one chunk of the row view and hold the result to the contract (karat.parts.Scorer).
 
@@ -73,16 +104,8 @@ def score_chunk(scorer: Scorer, chunk: pl.DataFrame, prepared: Any) -> pl.DataFr
     """
     _check_reads(scorer, chunk)
     shown = chunk.select(list(dict.fromkeys(("id", *scorer.reads))))
-    try:
+    with _blaming(scorer, f"{shown.height} rows from id {shown['id'][0]!r} on"):
         scores = scorer.score(shown, prepared)
-    except KaratError:
-        raise
-    except Exception as error:
-        # A stranger's scorer may raise anything; the trace stays with the error, as its cause.
-        raise ScoreError(
-            f"failed with {type(error).__name__}: {error}",
-            where=f"scorer {scorer.yaml_kind()}, {shown.height} rows from id {shown['id'][0]!r} on",
-        ) from error
     return checked(scorer, shown["id"], scores)
 
 

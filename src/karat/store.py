@@ -2,6 +2,7 @@
 
     rows/<key>/            one data source: view.parquet, original.parquet, about.json
     scores/<key>/*.parquet one scorer on one reference: content digest of a row -> its measurements
+    fits/<key>/            what such a scorer learned from one whole pool: fitted.safetensors, and its steps
     work/                  chunks on their way to a worker
     train/<key>/           one trained model with its metrics
 
@@ -152,6 +153,10 @@ class Store:
     def scores(self, key: str) -> Path:
         """Folder of one scorer on one reference."""
         return self.root / "scores" / key
+
+    def fits(self, key: str) -> Path:
+        """Folder of what a scorer learns from the whole pool."""
+        return self.root / "fits" / key
 
     def reference(self, view: pl.DataFrame) -> Path:
         """File of reference or held-out rows, named by their contents in order."""

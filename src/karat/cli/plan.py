@@ -16,11 +16,11 @@ from karat.chunked import Pending, pending, score_table
 from karat.cli.live import live
 from karat.cli.run import rows_of
 from karat.config import Config, Loaded, load_config
+from karat.fitting import Fitting
 from karat.inputs import Inputs, check_folders, check_tokens, gather, run_key
 from karat.progress import duration
 from karat.record import complete
-from karat.score_engine import cores
-from karat.scoring import score_chunk
+from karat.score_engine import cores, fit_pool, prepare, score_chunk
 from karat.store import DIGEST, Store, read_json
 
 SAMPLE = 24
@@ -96,9 +96,13 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
 
 def _estimate(work: Pending, reference: pl.DataFrame | None) -> float:
     sample = work.missing.sample(min(SAMPLE, work.missing.height), seed=0).drop(DIGEST)
-    prepared = work.scorer.prepare(reference.drop(DIGEST) if reference is not None else None)
-    score_chunk(work.scorer, sample.head(1), prepared)
+    target = reference.drop(DIGEST) if reference is not None else None
     began = time.perf_counter()
+    fitted = fit_pool(work.scorer, sample, target, Fitting()) if work.scorer.needs_pool() else None
+    fitting = time.perf_counter() - began
+    prepared = prepare(work.scorer, target, fitted)
+    score_chunk(work.scorer, sample.head(1), prepared)
+    began = time.perf_counter() - fitting
     score_chunk(work.scorer, sample, prepared)
     each = (time.perf_counter() - began) / sample.height
     return float(each * work.missing.height / cores())

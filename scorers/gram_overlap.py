@@ -41,7 +41,9 @@ class GramOverlap:
         self.letters = np.array([part.size for part in letters], np.int64)
         """[M] distinct bytes of each target."""
 
-    def counts(self, texts: Sequence[bytes], which: NDArray[np.integer[Any]] | None = None) -> NDArray[np.int32]:
+    def counts(
+        self, texts: Sequence[bytes], which: NDArray[np.integer[Any]] | None = None
+    ) -> NDArray[np.int32]:
         """[n, b, 3] grams, runs and letters of each text with the targets at `which` [n, b] (all if None)."""
         if which is None:
             which = np.tile(np.arange(len(self.targets)), (len(texts), 1))
@@ -49,9 +51,7 @@ class GramOverlap:
         ends = np.cumsum([0, *(min(len(text), WINDOW) for text in texts)], dtype=np.int64)
         joined = np.frombuffer(b"".join(text[-WINDOW:] for text in texts), np.uint8)
         out = np.zeros((*which.shape, COUNTS), np.int32)
-        kernel()(
-            joined, ends, self._grams, self._gram_ends, self._letters, self._letter_ends, which, out
-        )
+        kernel()(joined, ends, self._grams, self._gram_ends, self._letters, self._letter_ends, which, out)
         return out
 
 

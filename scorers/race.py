@@ -11,14 +11,13 @@ union bound the k best are right with the stated confidence if the tail probabil
 between rounds is used. The tail probabilities themselves are a model: Student's t with each row's own
 variance, shrunk to the pooled one, and few degrees of freedom in early rounds. On real texts, code and
 synthetic fields with heavy and skewed tails the rate of wrong runs was far below what was allowed
-(tests/test_race.py); a field made so that the first values of a row say nothing about the others can break it.
+(tests/test_race.py); a field whose rows' first values say nothing about their others can break it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,9 +60,6 @@ class Field(Protocol):
 
     def skip(self, values: int) -> None:
         """So many values need not be drawn any more."""
-
-    def each(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> Iterable[Any]:
-        """`map`, perhaps on threads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +114,7 @@ def race(field: Field, copies: Counts, k: int, confidence: float) -> Raced:
 
 
 def hopeless(chance: Floats, risk: float) -> Flags:
-    """The rows that may be rejected: the least likely ones, as long as their chances sum to at most `risk`."""
+    """The rows that may be rejected: the least likely, as long as their chances sum to at most `risk`."""
     order = np.argsort(chance, kind="stable")
     rejected = np.zeros(chance.size, np.bool_)
     rejected[order] = np.cumsum(chance[order]) <= risk

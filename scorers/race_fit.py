@@ -69,9 +69,7 @@ class Estimates:
 
     def rows(self, which: Rows) -> Estimates:
         """Some of the rows."""
-        return Estimates(
-            self.mean[which], self.error[which], self.freedom, self.foreseen[which], self.spread
-        )
+        return Estimates(self.mean[which], self.error[which], self.freedom, self.foreseen[which], self.spread)
 
 
 def _tail(freedom: float, gap: Floats, error: Floats) -> Floats:
@@ -96,7 +94,7 @@ class Fit:
         model = self._learn(field, rows[::stride], drawn[::stride])
         size = max(1, CELLS // t)
         blocks = [slice(start, start + size) for start in range(0, count, size)]
-        parts = list(field.each(lambda part: model.residuals(field, rows[part], drawn[part]), blocks))
+        parts = [model.residuals(field, rows[part], drawn[part]) for part in blocks]
         level, variance, leverage = (np.concatenate(column) for column in zip(*parts, strict=True))
         pooled = float(variance.mean()) * model.inflation
         prior = prior_freedom(variance, t - 1)

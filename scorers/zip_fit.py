@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from karat.errors import ScoreError
-from karat.fitting import Arrays
+from karat.fitting import Arrays, Fitting
 from karat.parts import Scorer
-from karat.scorers.compressors import DEFAULT_LEVEL, LEVELS, Compressor, PairSizes, library_version
-
-Sizes = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Reference texts as every chunk needs them: each distinct text once, with its compressed size."""
-
-    pairs: PairSizes
-    """Sizes together with each distinct reference text, UTF-8."""
-    sizes: Sizes
-    """[M] compressed size of each reference text, in the order of the reference."""
-    place: NDArray[np.intp]
-    """[M] where each reference text stands in `pairs.targets`."""
+from karat.scorers.compressors import DEFAULT_LEVEL, LEVELS, Compressor, library_version
+from karat.scorers.race_budget import places, racing
+from karat.scorers.zip_fit_targets import Targets, alignments
 
 
 class ZipFit(Scorer):
@@ -51,6 +37,16 @@ class ZipFit(Scorer):
     authors' own ablation gzip's lowest level and lz4 level 0 were best and gzip 9 worst, hence level 1.
     The public code keeps all pairs in one list; here memory grows with pool plus reference.
     Scores favour short texts: read them beside `length.bytes`.
+
+    With `race=1000` or `race="10%"` only so many rows, those with the highest scores, are wanted, and most
+    pairs need not be compressed: a row is compressed with a random sample of the targets, and with more as
+    long as it may be among the best (karat.scorers.race). With probability `confidence` the best rows are
+    exactly those of the exact method, ties included. They have their exact scores (`zip_fit.exact`,
+    `zip_fit.bound` 0); every other row has either its exact score or an estimate strictly below theirs with
+    the half-width of its interval at the same confidence, so that TopK on `zip_fit.alignment` with the same
+    budget keeps the best. The confidence rests on a model of the residuals (Student's t, from each row's own
+    sample); on text, code and synthetic data fewer runs were wrong than it allows. The estimates depend on
+    the whole pool and on `seed`, never on the order of rows or on threads.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -67,13 +63,42 @@ class ZipFit(Scorer):
         default=DEFAULT_LEVEL["gzip"],
         description="gzip: 1-9, default 1; lz4: 0-12 (below 3 fast, from 3 high compression), default 0",
     )
+    race: Annotated[int | str | None, BeforeValidator(racing)] = Field(
+        default=None,
+        description="how many of the best rows are wanted: 1000, or 10% of the rows; default: all, exactly",
+    )
+    exact: bool = Field(default=True, description="every score exact; false only with race, which sets it")
+    confidence: float = Field(
+        default=0.99, gt=0, lt=1, description="with race: probability that the best rows are the exact ones"
+    )
+    seed: int = Field(default=0, ge=0, description="with race: for the random order of the targets")
 
     @model_validator(mode="before")
     @classmethod
-    def _default_level(cls, settings: Any) -> Any:
-        if isinstance(settings, dict) and settings.get("compressor") == "lz4" and "level" not in settings:
-            return {**settings, "level": DEFAULT_LEVEL["lz4"]}
-        return settings
+    def _defaults(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict):
+            return settings
+        found = dict(settings)
+        if found.get("compressor") == "lz4":
+            found.setdefault("level", DEFAULT_LEVEL["lz4"])
+        if found.get("race") is not None:
+            found.setdefault("exact", False)
+        return found
+
+    @field_validator("exact")
+    @classmethod
+    def _exact_or_race(cls, exact: bool, info: ValidationInfo) -> bool:
+        if "race" not in info.data:  # it was itself wrong
+            return exact
+        if exact and info.data["race"] is not None:
+            raise PydanticCustomError(
+                "exact", "a race leaves most scores estimated; leave out `exact`, or leave out `race`"
+            )
+        if not exact and info.data["race"] is None:
+            raise PydanticCustomError(
+                "exact", "only a race leaves scores estimated; add race: 10%, or leave out `exact`"
+            )
+        return exact
 
     @field_validator("level")
     @classmethod
@@ -102,12 +127,35 @@ class ZipFit(Scorer):
         """The version of the compression library: another one gives other sizes."""
         return library_version(self.compressor)
 
-    def columns(self) -> dict[str, pl.DataType]:
-        """`zip_fit.alignment`, without unit."""
-        return {"zip_fit.alignment": pl.Float64()}
+    def needs_pool(self) -> bool:
+        """Only a race does."""
+        return self.race is not None
 
-    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Targets:
-        """Encode and compress the reference texts once."""
+    def columns(self) -> dict[str, pl.DataType]:
+        """`zip_fit.alignment`, without unit; in a race also `zip_fit.bound` and `zip_fit.exact`."""
+        found: dict[str, pl.DataType] = {"zip_fit.alignment": pl.Float64()}
+        return (
+            found
+            if self.race is None
+            else {**found, "zip_fit.bound": pl.Float64(), "zip_fit.exact": pl.Boolean()}
+        )
+
+    def fit(self, pool: pl.DataFrame, reference: pl.DataFrame | None, fitting: Fitting) -> Arrays:
+        """Race all rows; returns the outcome by digest of the text."""
+        from karat.scorers.race_zip_fit import raced
+
+        k = places(self.race, int(pool["copies"].sum()))
+        return raced(pool, self._targets(reference), fitting, k, self.confidence, self.seed)
+
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
+        """Encode and compress the reference texts once; for a race, its outcome."""
+        if fitted is None:
+            return self._targets(reference)
+        from karat.scorers.race_zip_fit import Outcome
+
+        return Outcome.of(fitted)
+
+    def _targets(self, reference: pl.DataFrame | None) -> Targets:
         if reference is None or reference.is_empty():
             raise ScoreError(
                 "the reference has no rows", where="zip_fit", hint="give at least one text of the target"
@@ -119,29 +167,25 @@ class ZipFit(Scorer):
                 where=f"zip_fit, reference row {missing[0]!r}",
                 hint="a target needs a text in every row; remove the rows or name the right text column",
             )
-        distinct: dict[str, int] = {}
-        place = np.array([distinct.setdefault(text, len(distinct)) for text in reference["text"]], np.intp)
-        pairs = PairSizes(self.compressor, self.level, [text.encode() for text in distinct])
-        sizes = np.array([pairs.own(text) for text in pairs.targets], np.int64)
-        return Targets(pairs, sizes[place], place)
+        return Targets.of(self.compressor, self.level, reference["text"].to_list())
 
-    def score(self, rows: pl.DataFrame, prepared: Targets) -> pl.DataFrame:
-        """Alignment of each row of the chunk with all targets."""
-        alignments = [None if text is None else _alignment(text.encode(), prepared) for text in rows["text"]]
-        return pl.DataFrame(
-            {
-                "id": rows["id"],
-                "zip_fit.alignment": pl.Series(alignments, dtype=pl.Float64),
-                "zip_fit.status": pl.Series(
-                    ["no text" if value is None else None for value in alignments], dtype=pl.String
-                ),
-            }
-        )
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
+        """Alignment of each row of the chunk with all targets; in a race, what it found."""
+        if isinstance(prepared, Targets):
+            found = pl.DataFrame({"alignment": _alignments(rows["text"], prepared)})
+        else:
+            found = prepared.rows(rows["text"])
+        status = pl.when(rows["text"].is_null()).then(pl.lit("no text", pl.String))
+        return found.select(rows["id"], pl.all().name.prefix("zip_fit."), status.alias("zip_fit.status"))
+
+
+def _alignments(texts: pl.Series, targets: Targets) -> pl.Series:
+    found = [None if text is None else _alignment(text.encode(), targets) for text in texts]
+    return pl.Series(found, dtype=pl.Float64)
 
 
 def _alignment(text: bytes, targets: Targets) -> float:
     own, joint = targets.pairs.own(text), targets.pairs.joint(text)
-    smaller, larger = np.minimum(own, targets.sizes), np.maximum(own, targets.sizes)
     # The mean is numpy's own, over the whole row in the order of the reference: its pairwise summation
     # is part of the definition to the last bit.
-    return float(np.mean(1 - (joint[targets.place] - smaller) / larger))
+    return float(np.mean(alignments(own, joint[targets.place], targets.sizes)))

@@ -1,0 +1,304 @@
+"""The race over a pool of texts: draws compress a text with some targets, features count shared grams."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from karat.errors import ScoreError
+from karat.fitting import Arrays, Fitting
+from karat.scorers.gram_overlap import GramOverlap
+from karat.scorers.race import Raced, race
+from karat.scorers.race_fit import Floats, Rows
+from karat.scorers.zip_fit_targets import Sizes, Targets, alignments
+
+FEWEST_PAIRS = 50_000
+"""In a smaller pool all pairs are compressed: that takes a second, and racing would not pay."""
+BLOCK_ROWS = 256
+BLOCK_BYTES = 4 << 20
+STRIPE_PAIRS = 200_000
+"""So many pairs, some seconds of work, are kept as one step."""
+KEEP_PAIRS = 20_000
+"""Less work than this is done again rather than kept."""
+
+
+class TextField:
+    """Texts against targets as a field to race (karat.scorers.race.Field); row i is `texts[i]`."""
+
+    def __init__(self, texts: pl.Series, targets: Targets, fitting: Fitting, seed: int) -> None:
+        self.texts, self.targets, self.fitting = texts, targets, fitting
+        self.values = targets.place.size
+        self.lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
+        random = np.random.default_rng(seed)
+        self._order = random.permutation(self.values)
+        self._offset = random.integers(0, self.values, len(texts))
+        self._repeats = len(targets.pairs.targets) < self.values
+        self._done, self._total = 0, len(texts) * self.values
+        self._threads: ThreadPoolExecutor | None = None
+        self.own = np.zeros(len(texts), np.int64)
+        self.letters = np.zeros(len(texts), np.int64)
+        self.means: Floats = np.zeros((len(texts), 0))
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Work on as many threads as the fit may use."""
+        if self.fitting.workers == 1:
+            yield
+            return
+        self._threads = ThreadPoolExecutor(self.fitting.workers, thread_name_prefix="karat-race")
+        try:
+            yield
+        finally:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._threads = None
+
+    def _each(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> Iterable[Any]:
+        return map(work, parts) if self._threads is None else self._threads.map(work, parts)
+
+    def measure(self) -> None:
+        """Sizes of the rows alone, and the mean of each row's features over all targets."""
+        self.overlap = GramOverlap(self.targets.pairs.targets)
+        every = np.arange(len(self.texts))
+        found = self._stripes("measure", every, len(self.targets.pairs.targets), self._measured)
+        self.own, self.letters = found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
+        self.means = found[:, 2:]
+
+    def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
+        """Alignments with the targets at places start to stop of each row's order."""
+
+        def work(part: Rows, _: Floats) -> Floats:
+            columns = self.columns(part, start, stop)
+            return np.stack(
+                [
+                    self._aligned(text, i, which)
+                    for text, i, which in zip(self._bytes(part), part, columns, strict=True)
+                ]
+            )
+
+        return self._stripes(step, rows, stop - start, work, counts=True)
+
+    def finish(self, step: str, rows: Rows, drawn: Floats) -> Floats:
+        """Exact scores: the mean, as numpy sums it, over all targets in the order of the reference."""
+        known = drawn.shape[1]
+
+        def work(part: Rows, before: Floats) -> Floats:
+            columns = self.columns(part, 0, self.values)
+            scores, row = np.zeros((part.size, 1)), np.zeros(self.values)
+            for at, (text, i) in enumerate(zip(self._bytes(part), part, strict=True)):
+                row[columns[at, :known]] = before[at]
+                row[columns[at, known:]] = self._aligned(text, i, columns[at, known:])
+                scores[at] = np.mean(row)
+            return scores
+
+        return self._stripes(step, rows, self.values - known, work, drawn, counts=True)[:, 0]
+
+    def skip(self, values: int) -> None:
+        """So many pairs need not be compressed."""
+        self._done += values
+
+    def columns(self, rows: Rows, start: int, stop: int) -> Rows:
+        """[n, stop - start] places in the reference: one random order, begun at a random place by each row."""
+        return np.asarray(self._order[(self._offset[rows][:, None] + np.arange(start, stop)) % self.values])
+
+    def features(self, rows: Rows, stop: int) -> tuple[Floats, Rows]:
+        """Features of the first `stop` pairs of each row, and their places in the reference."""
+        columns = self.columns(rows, 0, stop)
+        parts = list(self._blocks(rows, columns))
+        found = list(self._each(lambda part: self._features(self._bytes(part[0]), *part), parts))
+        return (np.concatenate(found) if found else np.zeros((0, stop, FEATURES))), columns
+
+    def _features(self, texts: list[bytes], rows: Rows, columns: Rows) -> Floats:
+        counts = self.overlap.counts(texts, self.targets.place[columns])
+        sizes, letters = self.targets.sizes[columns], self.overlap.letters[self.targets.place[columns]]
+        return features(counts, self.own[rows], self.letters[rows], sizes, letters)
+
+    def _measured(self, part: Rows, _: Floats) -> Floats:
+        texts = self._bytes(part)
+        own = np.array([self.targets.pairs.own(text) for text in texts], np.int64)
+        letters = np.array([len(set(text)) for text in texts], np.int64)
+        distinct = len(self.targets.pairs.targets)
+        sizes = np.zeros(distinct, np.int64)
+        sizes[self.targets.place] = self.targets.sizes
+        shape = (part.size, distinct)
+        found = features(
+            self.overlap.counts(texts),
+            own,
+            letters,
+            np.broadcast_to(sizes, shape),
+            np.broadcast_to(self.overlap.letters, shape),
+        )
+        share = np.bincount(self.targets.place, minlength=distinct) / self.values
+        means = np.einsum("nmf,m->nf", found, share)
+        return np.concatenate([own[:, None], letters[:, None], means], axis=1)
+
+    def _aligned(self, text: bytes, row: int, columns: Rows) -> Floats:
+        which = self.targets.place[columns]
+        if self._repeats:
+            which, back = np.unique(which, return_inverse=True)
+            joint = self.targets.pairs.joint(text, which)[back]
+        else:
+            joint = self.targets.pairs.joint(text, which)
+        return alignments(int(self.own[row]), joint, self.targets.sizes[columns])
+
+    def _bytes(self, rows: Rows) -> list[bytes]:
+        return [text.encode() for text in self.texts.gather(rows)]
+
+    def _blocks(self, rows: Rows, beside: NDArray[Any]) -> Iterator[tuple[Rows, NDArray[Any]]]:
+        ends = np.cumsum(self.lengths[rows])
+        start = 0
+        while start < rows.size:
+            limit = (ends[start - 1] if start else 0) + BLOCK_BYTES
+            stop = max(start + 1, min(start + BLOCK_ROWS, int(np.searchsorted(ends, limit, "right"))))
+            yield rows[start:stop], beside[start:stop]
+            start = stop
+
+    def _stripes(
+        self,
+        step: str,
+        rows: Rows,
+        pairs: int,
+        work: Callable[[Rows, Floats], Floats],
+        beside: Floats | None = None,
+        *,
+        counts: bool = False,
+    ) -> Floats:
+        """The work on all rows, block by block; stripes of blocks are kept, so that a killed fit goes on."""
+        beside = np.zeros((rows.size, 0)) if beside is None else beside
+        size = max(1, STRIPE_PAIRS // max(1, pairs))
+        found = []
+        for start in range(0, rows.size, size):
+            part, next_to = rows[start : start + size], beside[start : start + size]
+            name = f"{step}-{start // size}"
+            heavy = part.size * pairs >= KEEP_PAIRS
+            kept = self.fitting.kept(name) if heavy else None
+            if kept is None:
+                blocks = []
+                for block in self._each(lambda block: work(*block), self._blocks(part, next_to)):
+                    blocks.append(block)
+                    self._report(block.shape[0] * pairs if counts else 0)
+                kept = {"values": np.concatenate(blocks)}
+                if heavy:
+                    self.fitting.keep(name, kept)
+            else:
+                self._report(part.size * pairs if counts else 0)
+            found.append(kept["values"])
+        return np.concatenate(found) if found else np.zeros((0, max(1, pairs)))
+
+    def _report(self, pairs: int) -> None:
+        self._done += pairs
+        self.fitting.report(self._done, self._total)
+
+
+FEATURES = 13
+
+
+def features(counts: NDArray[np.int32], own: Sizes, letters: Sizes, sizes: Sizes, others: Sizes) -> Floats:
+    """[n, b, 13] what the alignment is regressed on, all over max(C(x), C(y)), as the alignment is.
+
+    counts: [n, b, 3] of GramOverlap; own, letters: [n] C(x) and distinct bytes of x; sizes, others: [n, b]
+    the same of the targets.
+    """
+    x, y = own[:, None].astype(np.float64), sizes.astype(np.float64)
+    grams, runs, shared = (counts[:, :, column].astype(np.float64) for column in range(3))
+    larger = np.maximum(x, y)
+    columns = (
+        1.0,
+        x,
+        y,
+        np.minimum(x, y),
+        np.sqrt(x),
+        np.sqrt(y),
+        grams,
+        np.sqrt(grams + 1),
+        runs,
+        np.sqrt(runs + 1),
+        letters[:, None],
+        others,
+        shared,
+    )
+    out = np.empty((*y.shape, FEATURES))
+    for place, column in enumerate(columns):
+        np.divide(column, larger, out=out[:, :, place])
+    return out
+
+
+def raced(
+    pool: pl.DataFrame, targets: Targets, fitting: Fitting, k: int, confidence: float, seed: int
+) -> Arrays:
+    """Race the texts of a pool for its k best rows; the outcome by digest of the text."""
+    pool = pool.filter(pl.col("text").is_not_null())
+    texts, copies = pool["text"], pool["copies"].to_numpy().astype(np.int64)
+    if not len(texts):
+        return outcome(texts, Raced(np.zeros(0), np.zeros(0), np.zeros(0, np.bool_)))
+    field = TextField(texts, targets, fitting, seed)
+    with field.threads():
+        if len(texts) * field.values < FEWEST_PAIRS or k >= copies.sum():
+            every = np.arange(len(texts))
+            field.own = np.array([targets.pairs.own(text.encode()) for text in texts], np.int64)
+            scores = field.finish("all", every, np.zeros((every.size, 0)))
+            return outcome(texts, Raced(scores, np.zeros(every.size), np.ones(every.size, np.bool_)))
+        field.measure()
+        return outcome(texts, race(field, copies, k, confidence))
+
+
+def outcome(texts: pl.Series, found: Raced) -> Arrays:
+    """Arrays sorted by the digest of the text, which is how `Outcome` finds a row."""
+    keys = digests(texts)
+    order = np.argsort(keys, kind="stable")
+    return {
+        "digest": keys[order].view(np.uint8).reshape(len(texts), DIGEST_BYTES),
+        "score": found.score[order],
+        "bound": found.bound[order],
+        "exact": found.exact[order],
+    }
+
+
+DIGEST_BYTES = 16
+
+
+def digests(texts: Iterable[str]) -> NDArray[np.bytes_]:
+    """[n] a digest of each text."""
+    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts)
+    return np.frombuffer(joined, f"S{DIGEST_BYTES}")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the race found, for looking rows up."""
+
+    keys: NDArray[np.bytes_]
+    fitted: Arrays
+
+    @classmethod
+    def of(cls, fitted: Arrays) -> Outcome:
+        """From the arrays that `raced` returned."""
+        return cls(np.ascontiguousarray(fitted["digest"]).view(f"S{DIGEST_BYTES}").reshape(-1), fitted)
+
+    def rows(self, texts: pl.Series) -> pl.DataFrame:
+        """`alignment`, `bound` and `exact` of each text, null where the text is null."""
+        keys = digests(text for text in texts if text is not None)
+        at = np.searchsorted(self.keys, keys)
+        if keys.size and (
+            not self.keys.size or (self.keys[np.minimum(at, self.keys.size - 1)] != keys).any()
+        ):
+            raise ScoreError(
+                "a row has a text that the race has not seen",
+                where="zip_fit",
+                hint="score the rows that were raced; a changed pool is raced again",
+            )
+        here = texts.is_not_null().to_numpy()
+        names = {"alignment": "score", "bound": "bound", "exact": "exact"}
+        columns = {}
+        for name, array in names.items():
+            values = np.zeros(len(texts), self.fitted[array].dtype)
+            values[here] = self.fitted[array][at]
+            columns[name] = pl.Series(values)
+        return pl.DataFrame(columns).with_columns(pl.when(pl.Series(here)).then(pl.all()))

@@ -89,7 +89,7 @@ class Fit:
         """Estimates of the rows' scores from the values [n, t] that they have drawn, in their order."""
         count, t = drawn.shape
         if not count:
-            return Estimates(*(np.zeros(0) for _ in range(2)), 1.0, np.zeros(0), 0.0)
+            return Estimates(np.zeros(0), np.zeros(0), 1.0, np.zeros(0), 0.0)
         stride = -(-count * t // CELLS)
         model = self._learn(field, rows[::stride], drawn[::stride])
         size = max(1, CELLS // t)

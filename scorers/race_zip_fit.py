@@ -26,6 +26,8 @@ BLOCK_ROWS = 256
 BLOCK_BYTES = 4 << 20
 STRIPE_PAIRS = 200_000
 """So many pairs, some seconds of work, are kept as one step."""
+MEASURE_ROWS, MEASURE_COST = 2_048, 5
+"""Rows that are measured together, and what measuring one costs, in pairs."""
 KEEP_PAIRS = 20_000
 """Less work than this is done again rather than kept."""
 
@@ -41,11 +43,17 @@ class TextField:
         self._order = random.permutation(self.values)
         self._offset = random.integers(0, self.values, len(texts))
         self._repeats = len(targets.pairs.targets) < self.values
-        self._done, self._total = 0, len(texts) * self.values
+        self._done, self._total = 0, len(texts) * (self.values + MEASURE_COST)
         self._threads: ThreadPoolExecutor | None = None
         self.own = np.zeros(len(texts), np.int64)
         self.letters = np.zeros(len(texts), np.int64)
         self.means: Floats = np.zeros((len(texts), 0))
+        distinct = targets.pairs.targets
+        self.target_letters = np.array([len(set(text)) for text in distinct], np.int64)[targets.place]
+        sizes = np.zeros(len(distinct), np.int64)
+        sizes[targets.place] = targets.sizes
+        shares = np.bincount(targets.place, minlength=len(distinct)) / self.values
+        self.overlap = GramOverlap(distinct, sizes, shares)
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -65,9 +73,8 @@ class TextField:
 
     def measure(self) -> None:
         """Sizes of the rows alone, and the mean of each row's features over all targets."""
-        self.overlap = GramOverlap(self.targets.pairs.targets)
         every = np.arange(len(self.texts))
-        found = self._stripes("measure", every, len(self.targets.pairs.targets), self._measured)
+        found = self._stripes("measure", every, MEASURE_COST, self._measured, most=MEASURE_ROWS)
         self.own, self.letters = found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
         self.means = found[:, 2:]
 
@@ -83,7 +90,7 @@ class TextField:
                 ]
             )
 
-        return self._stripes(step, rows, stop - start, work, counts=True)
+        return self._stripes(step, rows, stop - start, work)
 
     def finish(self, step: str, rows: Rows, drawn: Floats) -> Floats:
         """Exact scores: the mean, as numpy sums it, over all targets in the order of the reference."""
@@ -98,7 +105,7 @@ class TextField:
                 scores[at] = np.mean(row)
             return scores
 
-        return self._stripes(step, rows, self.values - known, work, drawn, counts=True)[:, 0]
+        return self._stripes(step, rows, self.values - known, work, drawn)[:, 0]
 
     def skip(self, values: int) -> None:
         """So many pairs need not be compressed."""
@@ -117,26 +124,15 @@ class TextField:
 
     def _features(self, texts: list[bytes], rows: Rows, columns: Rows) -> Floats:
         counts = self.overlap.counts(texts, self.targets.place[columns])
-        sizes, letters = self.targets.sizes[columns], self.overlap.letters[self.targets.place[columns]]
+        sizes, letters = self.targets.sizes[columns], self.target_letters[columns]
         return features(counts, self.own[rows], self.letters[rows], sizes, letters)
 
     def _measured(self, part: Rows, _: Floats) -> Floats:
         texts = self._bytes(part)
         own = np.array([self.targets.pairs.own(text) for text in texts], np.int64)
         letters = np.array([len(set(text)) for text in texts], np.int64)
-        distinct = len(self.targets.pairs.targets)
-        sizes = np.zeros(distinct, np.int64)
-        sizes[self.targets.place] = self.targets.sizes
-        shape = (part.size, distinct)
-        found = features(
-            self.overlap.counts(texts),
-            own,
-            letters,
-            np.broadcast_to(sizes, shape),
-            np.broadcast_to(self.overlap.letters, shape),
-        )
-        share = np.bincount(self.targets.place, minlength=distinct) / self.values
-        means = np.einsum("nmf,m->nf", found, share)
+        shared = self.overlap.means(texts, own)
+        means = mean_features(shared, own, letters, self.targets.sizes, self.target_letters)
         return np.concatenate([own[:, None], letters[:, None], means], axis=1)
 
     def _aligned(self, text: bytes, row: int, columns: Rows) -> Floats:
@@ -151,12 +147,14 @@ class TextField:
     def _bytes(self, rows: Rows) -> list[bytes]:
         return [text.encode() for text in self.texts.gather(rows)]
 
-    def _blocks(self, rows: Rows, beside: NDArray[Any]) -> Iterator[tuple[Rows, NDArray[Any]]]:
+    def _blocks(
+        self, rows: Rows, beside: NDArray[Any], most: int = BLOCK_ROWS
+    ) -> Iterator[tuple[Rows, NDArray[Any]]]:
         ends = np.cumsum(self.lengths[rows])
         start = 0
         while start < rows.size:
             limit = (ends[start - 1] if start else 0) + BLOCK_BYTES
-            stop = max(start + 1, min(start + BLOCK_ROWS, int(np.searchsorted(ends, limit, "right"))))
+            stop = max(start + 1, min(start + most, int(np.searchsorted(ends, limit, "right"))))
             yield rows[start:stop], beside[start:stop]
             start = stop
 
@@ -167,8 +165,7 @@ class TextField:
         pairs: int,
         work: Callable[[Rows, Floats], Floats],
         beside: Floats | None = None,
-        *,
-        counts: bool = False,
+        most: int = BLOCK_ROWS,
     ) -> Floats:
         """The work on all rows, block by block; stripes of blocks are kept, so that a killed fit goes on."""
         beside = np.zeros((rows.size, 0)) if beside is None else beside
@@ -181,14 +178,14 @@ class TextField:
             kept = self.fitting.kept(name) if heavy else None
             if kept is None:
                 blocks = []
-                for block in self._each(lambda block: work(*block), self._blocks(part, next_to)):
+                for block in self._each(lambda block: work(*block), self._blocks(part, next_to, most)):
                     blocks.append(block)
-                    self._report(block.shape[0] * pairs if counts else 0)
+                    self._report(block.shape[0] * pairs )
                 kept = {"values": np.concatenate(blocks)}
                 if heavy:
                     self.fitting.keep(name, kept)
             else:
-                self._report(part.size * pairs if counts else 0)
+                self._report(part.size * pairs )
             found.append(kept["values"])
         return np.concatenate(found) if found else np.zeros((0, max(1, pairs)))
 
@@ -207,27 +204,34 @@ def features(counts: NDArray[np.int32], own: Sizes, letters: Sizes, sizes: Sizes
     the same of the targets.
     """
     x, y = own[:, None].astype(np.float64), sizes.astype(np.float64)
-    grams, runs, shared = (counts[:, :, column].astype(np.float64) for column in range(3))
-    larger = np.maximum(x, y)
-    columns = (
-        1.0,
-        x,
-        y,
-        np.minimum(x, y),
-        np.sqrt(x),
-        np.sqrt(y),
-        grams,
-        np.sqrt(grams + 1),
-        runs,
-        np.sqrt(runs + 1),
-        letters[:, None],
-        others,
-        shared,
-    )
-    out = np.empty((*y.shape, FEATURES))
+    shared, fours, fives = (counts[:, :, column].astype(np.float64) for column in range(3))
+    both = (shared, fours, fives, fours / np.sqrt(x), fives / np.sqrt(x))
+    columns = (1.0, x, y, np.minimum(x, y), np.sqrt(x), np.sqrt(y), letters[:, None], others, *both)
+    larger, out = np.maximum(x, y), np.empty((*y.shape, FEATURES))
     for place, column in enumerate(columns):
         np.divide(column, larger, out=out[:, :, place])
     return out
+
+
+def mean_features(shared: Floats, own: Sizes, letters: Sizes, sizes: Sizes, others: Sizes) -> Floats:
+    """[n, 13] the mean of `features` over the whole reference; shared: [n, 3] of GramOverlap.means."""
+    x, y = own[:, None].astype(np.float64), sizes.astype(np.float64)
+    parts = 1 / (np.maximum(x, y) * y.size)
+    size = x[:, 0]
+    one = parts.sum(1)
+    columns = (
+        one,
+        size * one,
+        np.einsum("nm,m->n", parts, y),
+        np.einsum("nm,nm->n", parts, np.minimum(x, y)),
+        np.sqrt(size) * one,
+        np.einsum("nm,m->n", parts, np.sqrt(y)),
+        letters * one,
+        np.einsum("nm,m->n", parts, others.astype(np.float64)),
+        *shared.T,
+        *(shared[:, 1:] / np.sqrt(x)).T,
+    )
+    return np.stack(columns, axis=1)
 
 
 def raced(

@@ -154,7 +154,7 @@ def cut_below(
     high = float(scores.max())
     if not surely_k(low):
         return -np.inf
-    for _ in range(24):
+    for _ in range(16):
         middle = (low + high) / 2
         low, high = (middle, high) if surely_k(middle) else (low, middle)
     return low

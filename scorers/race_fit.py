@@ -138,7 +138,9 @@ class Fit:
     def _solved(self, gram: Floats, moment: Floats) -> tuple[Floats, Floats]:
         if self._gram is not None and self._moment is not None:
             gram, moment = gram + self._gram, moment + self._moment
-        scale = np.sqrt(np.diag(gram)) + 1e-150
+        # A feature that is the same everywhere tells nothing and gets no slope.
+        scale = np.sqrt(np.diag(gram))
+        scale = np.where(scale > 1e-9 * scale.max(initial=0.0), scale, np.inf)
         scaled = gram / scale / scale[:, None] + 1e-9 * np.eye(scale.size)
         inverse = np.linalg.inv(scaled) / scale / scale[:, None]
         return np.linalg.solve(scaled, moment / scale) / scale, inverse

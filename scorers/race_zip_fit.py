@@ -43,11 +43,13 @@ class TextField:
         self._order = random.permutation(self.values)
         self._offset = random.integers(0, self.values, len(texts))
         self._repeats = len(targets.pairs.targets) < self.values
-        self._done, self._total = 0, len(texts) * (self.values + MEASURE_COST)
+        self._done, self._total = 0, len(texts) * self.values
         self._threads: ThreadPoolExecutor | None = None
         self.own = np.zeros(len(texts), np.int64)
         self.letters = np.zeros(len(texts), np.int64)
-        self.means: Floats = np.zeros((len(texts), 0))
+        self.means: Floats = np.zeros((len(texts), FEATURES))
+        self._open: Rows = np.zeros(0, np.intp)
+        self._counts = np.zeros((0, 0, 3), np.int32)
         distinct = targets.pairs.targets
         self.target_letters = np.array([len(set(text)) for text in distinct], np.int64)[targets.place]
         sizes = np.zeros(len(distinct), np.int64)
@@ -74,6 +76,7 @@ class TextField:
     def measure(self) -> None:
         """Sizes of the rows alone, and the mean of each row's features over all targets."""
         every = np.arange(len(self.texts))
+        self._total += every.size * MEASURE_COST
         found = self._stripes("measure", every, MEASURE_COST, self._measured, most=MEASURE_ROWS)
         self.own, self.letters = found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
         self.means = found[:, 2:]
@@ -82,50 +85,48 @@ class TextField:
         """Alignments with the targets at places start to stop of each row's order."""
 
         def work(part: Rows, _: Floats) -> Floats:
-            columns = self.columns(part, start, stop)
-            return np.stack(
-                [
-                    self._aligned(text, i, which)
-                    for text, i, which in zip(self._bytes(part), part, columns, strict=True)
-                ]
-            )
+            texts, columns = self._bytes(part), self.columns(part, start, stop)
+            joint = np.stack([self._joint(text, which) for text, which in zip(texts, columns, strict=True)])
+            aligned = alignments(self.own[part][:, None], joint, self.targets.sizes[columns])
+            counts = self.overlap.counts(texts, self.targets.place[columns])
+            return np.concatenate([aligned[:, :, None], counts], axis=2).reshape(part.size, -1)
 
-        return self._stripes(step, rows, stop - start, work)
+        found = self._stripes(step, rows, stop - start, work).reshape(rows.size, stop - start, -1)
+        before = self._counts[np.searchsorted(self._open, rows)] if start else self._counts[:0]
+        new = found[:, :, 1:].astype(np.int32)
+        self._open, self._counts = rows, np.concatenate([before, new], axis=1) if start else new
+        return np.ascontiguousarray(found[:, :, 0])
 
     def finish(self, step: str, rows: Rows, drawn: Floats) -> Floats:
         """Exact scores: the mean, as numpy sums it, over all targets in the order of the reference."""
         known = drawn.shape[1]
 
         def work(part: Rows, before: Floats) -> Floats:
-            columns = self.columns(part, 0, self.values)
-            scores, row = np.zeros((part.size, 1)), np.zeros(self.values)
-            for at, (text, i) in enumerate(zip(self._bytes(part), part, strict=True)):
-                row[columns[at, :known]] = before[at]
-                row[columns[at, known:]] = self._aligned(text, i, columns[at, known:])
-                scores[at] = np.mean(row)
-            return scores
+            texts, columns = self._bytes(part), self.columns(part, 0, self.values)
+            rest = columns[:, known:]
+            joint = np.stack([self._joint(text, which) for text, which in zip(texts, rest, strict=True)])
+            every = np.empty((part.size, self.values))
+            every[np.arange(part.size)[:, None], columns] = np.concatenate(
+                [before, alignments(self.own[part][:, None], joint, self.targets.sizes[rest])], axis=1
+            )
+            return np.array([[np.mean(row)] for row in every])
 
         return self._stripes(step, rows, self.values - known, work, drawn)[:, 0]
 
     def skip(self, values: int) -> None:
         """So many pairs need not be compressed."""
-        self._done += values
+        self._report(values)
 
     def columns(self, rows: Rows, start: int, stop: int) -> Rows:
         """[n, stop - start] places in the reference: one random order, begun at a random place by each row."""
         return np.asarray(self._order[(self._offset[rows][:, None] + np.arange(start, stop)) % self.values])
 
     def features(self, rows: Rows, stop: int) -> tuple[Floats, Rows]:
-        """Features of the first `stop` pairs of each row, and their places in the reference."""
+        """Features of the first `stop` pairs of rows that drew last, and their places in the reference."""
         columns = self.columns(rows, 0, stop)
-        parts = list(self._blocks(rows, columns))
-        found = list(self._each(lambda part: self._features(self._bytes(part[0]), *part), parts))
-        return (np.concatenate(found) if found else np.zeros((0, stop, FEATURES))), columns
-
-    def _features(self, texts: list[bytes], rows: Rows, columns: Rows) -> Floats:
-        counts = self.overlap.counts(texts, self.targets.place[columns])
+        counts = self._counts[np.searchsorted(self._open, rows)]
         sizes, letters = self.targets.sizes[columns], self.target_letters[columns]
-        return features(counts, self.own[rows], self.letters[rows], sizes, letters)
+        return features(counts, self.own[rows], self.letters[rows], sizes, letters), columns
 
     def _measured(self, part: Rows, _: Floats) -> Floats:
         texts = self._bytes(part)
@@ -135,14 +136,12 @@ class TextField:
         means = mean_features(shared, own, letters, self.targets.sizes, self.target_letters)
         return np.concatenate([own[:, None], letters[:, None], means], axis=1)
 
-    def _aligned(self, text: bytes, row: int, columns: Rows) -> Floats:
+    def _joint(self, text: bytes, columns: Rows) -> Sizes:
         which = self.targets.place[columns]
-        if self._repeats:
-            which, back = np.unique(which, return_inverse=True)
-            joint = self.targets.pairs.joint(text, which)[back]
-        else:
-            joint = self.targets.pairs.joint(text, which)
-        return alignments(int(self.own[row]), joint, self.targets.sizes[columns])
+        if not self._repeats:
+            return self.targets.pairs.joint(text, which)
+        distinct, back = np.unique(which, return_inverse=True)
+        return self.targets.pairs.joint(text, distinct)[back]
 
     def _bytes(self, rows: Rows) -> list[bytes]:
         return [text.encode() for text in self.texts.gather(rows)]
@@ -180,17 +179,18 @@ class TextField:
                 blocks = []
                 for block in self._each(lambda block: work(*block), self._blocks(part, next_to, most)):
                     blocks.append(block)
-                    self._report(block.shape[0] * pairs )
+                    self._report(block.shape[0] * pairs)
                 kept = {"values": np.concatenate(blocks)}
                 if heavy:
                     self.fitting.keep(name, kept)
             else:
-                self._report(part.size * pairs )
+                self._report(part.size * pairs)
             found.append(kept["values"])
         return np.concatenate(found) if found else np.zeros((0, max(1, pairs)))
 
     def _report(self, pairs: int) -> None:
-        self._done += pairs
+        # Rows that were rejected and had to be taken back are drawn for a second time.
+        self._done = min(self._total, self._done + pairs)
         self.fitting.report(self._done, self._total)
 
 

@@ -34,7 +34,7 @@ class Targets:
         return cls(pairs, sizes[place], place)
 
 
-def alignments(own: int, joint: Sizes, sizes: Sizes) -> NDArray[np.float64]:
-    """[m] 1 - NCD of one text with targets, from its own, their joint and the targets' own sizes."""
+def alignments(own: int | Sizes, joint: Sizes, sizes: Sizes) -> NDArray[np.float64]:
+    """1 - NCD of texts with targets, from their own, their joint and the targets' own sizes."""
     smaller, larger = np.minimum(own, sizes), np.maximum(own, sizes)
     return np.asarray(1 - (joint - smaller) / larger, np.float64)

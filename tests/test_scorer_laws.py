@@ -22,11 +22,25 @@ from karat.scorers import MEMBERS
 # How to make each member: settings to try, and for every setting a value that differs from the default.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "length": [{}, {"tokenizer": "bytes"}],
-    "zip_fit": [{}, {"level": 9}, {"compressor": "lz4"}, {"compressor": "lz4", "level": 4}],
+    "zip_fit": [
+        {},
+        {"level": 9},
+        {"compressor": "lz4"},
+        {"compressor": "lz4", "level": 4},
+        {"race": 3},
+        {"race": "40%", "compressor": "lz4", "seed": 1},
+    ],
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "length": {"tokenizer": "bytes"},
-    "zip_fit": {"level": 7, "compressor": "lz4"},
+    "zip_fit": {
+        "level": 7,
+        "compressor": "lz4",
+        "race": 5,
+        "exact": {"race": "10%", "exact": False},
+        "confidence": 0.9,
+        "seed": 1,
+    },
 }
 SCORERS: list[Scorer] = [
     load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries
@@ -49,6 +63,12 @@ TEXTS: list[str | None] = [
     "plain words " * 40,
 ]
 REFERENCE: list[str | None] = ["def sub(a, b):\n    return a - b", "words " * 9, "", "🙂"]
+
+
+@pytest.fixture(autouse=True)
+def race_in_small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karat.scorers.race.FEWEST", 3)
+    monkeypatch.setattr("karat.scorers.race_zip_fit.FEWEST_PAIRS", 0)
 
 
 def view(texts: list[str | None], ids: list[str] | None = None) -> pl.DataFrame:
@@ -159,7 +179,9 @@ def test_every_setting_changes_the_digest() -> None:
     for kind, changes in CHANGES.items():
         default = load(kind, Scorer)
         for name, value in changes.items():
-            assert load({"kind": kind, name: value}, Scorer).digest() != default.digest(), (kind, name)
+            # A dict holds settings that only go together.
+            given = value if isinstance(value, dict) else {name: value}
+            assert load({"kind": kind, **given}, Scorer).digest() != default.digest(), (kind, name)
     digests = [scorer.digest() for scorer in SCORERS]
     assert len(set(digests)) == len(digests)
 

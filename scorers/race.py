@@ -16,6 +16,7 @@ synthetic fields with heavy and skewed tails the rate of wrong runs was far belo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,6 +61,26 @@ class Field(Protocol):
 
     def skip(self, values: int) -> None:
         """So many values need not be drawn any more."""
+
+
+class Orders:
+    """A random order of the M columns for each of N rows, without a table of N x M.
+
+    One random order of all, which each row begins at a random place and walks with a random stride; so the
+    first t columns of a row are a random sample, and rows share few columns by system.
+    """
+
+    def __init__(self, rows: int, columns: int, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        strides = np.array([stride for stride in range(1, columns + 1) if math.gcd(stride, columns) == 1])
+        self._columns = random.permutation(columns)
+        self._start = random.integers(0, columns, rows)
+        self._stride = strides[random.integers(0, strides.size, rows)]
+
+    def columns(self, rows: Rows, start: int, stop: int) -> Rows:
+        """[n, stop - start] the columns at places start to stop of these rows' orders."""
+        places = self._start[rows][:, None] + self._stride[rows][:, None] * np.arange(start, stop)
+        return np.asarray(self._columns[places % self._columns.size])
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,9 @@ CENTRED = 3
 FORESEEN_FREEDOM = 4.0
 """Degrees of freedom of the errors of the regression between rows: heavy tails."""
 
+RESOLUTION = 1e-9
+"""Scores nearer to each other than this are not told apart by estimates; alignments differ by more."""
+
 
 def freedom_cap(drawn: int) -> float:
     """Cap on the degrees of freedom of an estimate from so many values: real residuals are no normals."""
@@ -75,7 +78,7 @@ class Estimates:
 def _tail(freedom: float, gap: Floats, error: Floats) -> Floats:
     from scipy.special import stdtr
 
-    return np.asarray(stdtr(freedom, gap / np.maximum(error, 1e-12)), np.float64)
+    return np.asarray(stdtr(freedom, gap / np.maximum(error, RESOLUTION)), np.float64)
 
 
 class Fit:
@@ -120,7 +123,7 @@ class Fit:
         gram = np.einsum("ntf,ntg->fg", shifted, shifted)
         seen = np.bincount(columns.ravel(), minlength=field.values)
         effects = np.zeros(field.values)
-        for _ in range(2):
+        for _ in range(3):
             aim = drawn - effects[columns]
             aim = aim - aim.mean(1, keepdims=True) if within else aim
             moment = np.einsum("ntf,nt->f", shifted, aim)

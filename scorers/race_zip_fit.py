@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from karat.errors import ScoreError
 from karat.fitting import Arrays, Fitting
 from karat.scorers.gram_overlap import GramOverlap
-from karat.scorers.race import Raced, race
+from karat.scorers.race import Orders, Raced, race
 from karat.scorers.race_fit import Floats, Rows
 from karat.scorers.zip_fit_targets import Sizes, Targets, alignments
 
@@ -39,9 +39,7 @@ class TextField:
         self.texts, self.targets, self.fitting = texts, targets, fitting
         self.values = targets.place.size
         self.lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
-        random = np.random.default_rng(seed)
-        self._order = random.permutation(self.values)
-        self._offset = random.integers(0, self.values, len(texts))
+        self.columns = Orders(len(texts), self.values, seed).columns
         self._repeats = len(targets.pairs.targets) < self.values
         self._done, self._total = 0, len(texts) * self.values
         self._threads: ThreadPoolExecutor | None = None
@@ -116,10 +114,6 @@ class TextField:
     def skip(self, values: int) -> None:
         """So many pairs need not be compressed."""
         self._report(values)
-
-    def columns(self, rows: Rows, start: int, stop: int) -> Rows:
-        """[n, stop - start] places in the reference: one random order, begun at a random place by each row."""
-        return np.asarray(self._order[(self._offset[rows][:, None] + np.arange(start, stop)) % self.values])
 
     def features(self, rows: Rows, stop: int) -> tuple[Floats, Rows]:
         """Features of the first `stop` pairs of rows that drew last, and their places in the reference."""

@@ -10,6 +10,7 @@ from scipy.stats import binom, t
 
 from karat.scorers.race import (
     FEWEST,
+    Orders,
     Raced,
     below_winners,
     combined,
@@ -28,13 +29,8 @@ class Matrix:
     def __init__(self, values: Floats, features: Floats, seed: int) -> None:
         self.all, self.known = values, features
         self.means, self.values = features.mean(1), values.shape[1]
-        random = np.random.default_rng([seed, 1])
-        self.order = random.permutation(self.values)
-        self.offset = random.integers(0, self.values, len(values))
+        self.columns = Orders(len(values), self.values, seed).columns
         self.drawn = self.skipped = 0
-
-    def columns(self, rows: Rows, start: int, stop: int) -> Rows:
-        return np.asarray(self.order[(self.offset[rows][:, None] + np.arange(start, stop)) % self.values])
 
     def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
         self.drawn += rows.size * (stop - start)
@@ -187,6 +183,16 @@ def test_a_row_takes_as_many_places_as_it_has_copies() -> None:
     last = int(np.searchsorted(np.cumsum(copies[order]), 60))
     assert found.exact[order[: last + 1]].all()
     assert (found.score[~found.exact] < made.all.mean(1)[order[last]]).all()
+
+
+@pytest.mark.parametrize("columns", [8, 30, 97])
+def test_every_row_meets_every_column_once_and_each_place_is_random(columns: int) -> None:
+    orders = Orders(4000, columns, 0)
+    found = orders.columns(np.arange(4000), 0, columns)
+    assert (np.sort(found, axis=1) == np.arange(columns)).all()
+    first_three = np.bincount(found[:, :3].ravel(), minlength=columns) / 12_000 * columns
+    assert np.abs(first_three - 1).max() < 0.35
+    assert (orders.columns(np.array([7, 3]), 2, 5) == found[[7, 3], 2:5]).all()
 
 
 def test_the_schedule_grows_and_stops_short_of_all() -> None:

@@ -113,6 +113,8 @@ def race(field: Field, copies: Counts, k: int, confidence: float) -> Raced:
         return Raced(field.finish("all", open_, drawn), bound, ~exact)
     fit, risk = Fit(), (1 - confidence) / len(steps)
     for stop in steps:
+        if not open_.size:
+            break
         drawn = np.concatenate([drawn, field.draw(f"draw-{stop}", open_, drawn.shape[1], stop)], axis=1)
         found = fit.estimates(field, open_, drawn)
         cut = cut_below(found, copies[open_], score[exact], copies[exact], k, risk * CUT_SHARE)

@@ -39,7 +39,7 @@ def racing(written: Any) -> Any:
 
 
 def places(race: int | str | None, rows: int) -> int:
-    """The number of rows that a selector with this budget keeps of so many, rounded down, but at least one."""
+    """The rows that a selector with this budget keeps of so many: rounded down, but at least one."""
     if isinstance(race, str):
         return max(1, int(Fraction(race.rstrip("%")) / 100 * rows))
     return max(1, race or rows)
@@ -47,4 +47,4 @@ def places(race: int | str | None, rows: int) -> int:
 
 def _refused(message: str, written: Any) -> PydanticCustomError:
     share = f"{written * 100:g}" if isinstance(written, float) else ""
-    return PydanticCustomError("race", message, {"written": repr(written)[:60], "share": share})  # type: ignore[arg-type]
+    return PydanticCustomError("race", message, {"written": repr(written)[:60], "share": share})

@@ -91,8 +91,6 @@ class Fit:
     def estimates(self, field: Field, rows: Rows, drawn: Floats) -> Estimates:
         """Estimates of the rows' scores from the values [n, t] that they have drawn, in their order."""
         count, t = drawn.shape
-        if not count:
-            return Estimates(np.zeros(0), np.zeros(0), 1.0, np.zeros(0), 0.0)
         stride = -(-count * t // CELLS)
         model = self._learn(field, rows[::stride], drawn[::stride])
         size = max(1, CELLS // t)

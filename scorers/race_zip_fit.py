@@ -200,7 +200,17 @@ def features(counts: NDArray[np.int32], own: Sizes, letters: Sizes, sizes: Sizes
     x, y = own[:, None].astype(np.float64), sizes.astype(np.float64)
     shared, fours, fives = (counts[:, :, column].astype(np.float64) for column in range(3))
     both = (shared, fours, fives, fours / np.sqrt(x), fives / np.sqrt(x))
-    columns = (1.0, x, y, np.minimum(x, y), np.sqrt(x), np.sqrt(y), letters[:, None], others, *both)
+    columns: tuple[Any, ...] = (
+        1.0,
+        x,
+        y,
+        np.minimum(x, y),
+        np.sqrt(x),
+        np.sqrt(y),
+        letters[:, None],
+        others,
+        *both,
+    )
     larger, out = np.maximum(x, y), np.empty((*y.shape, FEATURES))
     for place, column in enumerate(columns):
         np.divide(column, larger, out=out[:, :, place])

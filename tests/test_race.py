@@ -172,7 +172,9 @@ def test_few_columns_and_every_k(count: int, k: int) -> None:
     true = made.all.mean(1)
     best = np.argsort(-true)[:k]
     assert found.exact[best].all()
-    np.testing.assert_array_equal(found.score[found.exact], np.array([np.mean(r) for r in made.all])[found.exact])
+    np.testing.assert_array_equal(
+        found.score[found.exact], np.array([np.mean(r) for r in made.all])[found.exact]
+    )
 
 
 def test_a_row_takes_as_many_places_as_it_has_copies() -> None:
@@ -205,7 +207,9 @@ def test_the_schedule_grows_and_stops_short_of_all() -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=30), st.floats(0, 0.5))
-def test_rejected_chances_sum_to_the_risk_at_most_and_no_more_would_fit(chances: list[float], risk: float) -> None:
+def test_rejected_chances_sum_to_the_risk_at_most_and_no_more_would_fit(
+    chances: list[float], risk: float
+) -> None:
     chance = np.array(chances)
     rejected = hopeless(chance, risk)
     assert chance[rejected].sum() <= risk * (1 + 1e-12)
@@ -258,7 +262,11 @@ def test_rejected_rows_are_taken_back_where_places_are_short() -> None:
 
 def test_estimates_end_below_the_last_winner_and_bounds_still_reach_as_high() -> None:
     found = below_winners(
-        Raced(np.array([0.5, 0.7, 0.6, 0.2]), np.array([0.0, 0.1, 0.0, 0.3]), np.array([True, False, True, False])),
+        Raced(
+            np.array([0.5, 0.7, 0.6, 0.2]),
+            np.array([0.0, 0.1, 0.0, 0.3]),
+            np.array([True, False, True, False]),
+        ),
         np.ones(4, np.int64),
         2,
     )

@@ -32,7 +32,7 @@ FEWEST = 8
 """With fewer values per row there is nothing to race for: all are drawn."""
 FIRST = 2
 """Values that every row draws before any can be rejected: two, so that it has a variance of its own."""
-GROWTH = 1.5
+GROWTH = 1.4
 """From round to round the values drawn by a row grow by this factor."""
 EARLY = 8
 """Up to so many values a row is rejected only if both its sample and the regression say so."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from karat.errors import KaratError as KaratError
     from karat.rows import read as read
     from karat.scoring import score as score
+    from karat.scoring import score_stream as score_stream
     from karat.selecting import select as select
     from karat.selecting import weigh as weigh
 
@@ -24,6 +25,7 @@ __getattr__ = lazy_members(
         "KaratError": "karat.errors:KaratError",
         "read": "karat.rows:read",
         "score": "karat.scoring:score",
+        "score_stream": "karat.scoring:score_stream",
         "select": "karat.selecting:select",
         "weigh": "karat.selecting:weigh",
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,20 @@ import polars as pl
 
 from karat.errors import ScoreError
 from karat.parts import Scorer
-from karat.score_engine import OnChunk, chunks, require_reference, score_chunk, score_view
+from karat.score_engine import (
+    OnChunk,
+    chunks,
+    prepare,
+    require_reference,
+    score_chunk,
+    score_prepared,
+    score_view,
+)
 
 if TYPE_CHECKING:
     from karat.rows import Rows
 
-__all__ = ["Progress", "chunks", "score", "score_chunk", "score_view", "view_of"]
+__all__ = ["Progress", "chunks", "score", "score_chunk", "score_stream", "score_view", "view_of"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the scorer's kind, the rows done so far and all rows."""
@@ -61,13 +69,59 @@ def score(
                     on_chunk=on_chunk,
                 )
             )
+    return _joined(pool_view, scorers, tables)
+
+
+def score_stream(
+    scorer: Scorer | Sequence[Scorer],
+    batches: Iterable[Any],
+    reference: Any = None,
+    *,
+    workers: int | None = None,
+) -> Iterator[pl.DataFrame]:
+    """Score a pool that does not fit into memory: one score table for each batch, as `score` gives it.
+
+    batches: an iterable of frames or tables as `score` takes them, for example
+    `pyarrow.parquet.ParquetFile(path).iter_batches()`; one batch is in memory at a time. Ids must be unique
+    over all batches, which only the caller can see. Status columns are always there, so that all tables
+    have the same columns.
+
+    Raises what `score` raises, and ScoreError for a scorer that has to see the whole pool first.
+    """
+    scorers = _as_scorers(scorer)
+    for part in scorers:
+        require_reference(part, reference)
+        if part.needs_pool():
+            raise ScoreError(
+                "has to see the whole pool before it can score a row, and a stream shows it in parts",
+                where=f"scorer {part!r}",
+                hint="use karat.score on the whole pool, or `karat run`",
+            )
+    reference_view = None if reference is None else view_of(reference)
+    prepared = [prepare(part, reference_view, None) for part in scorers]
+
+    def tables() -> Iterator[pl.DataFrame]:
+        for batch in batches:
+            view = view_of(batch)
+            scored = [
+                score_prepared(part, view, ready, workers=workers)
+                for part, ready in zip(scorers, prepared, strict=True)
+            ]
+            yield _joined(view, scorers, scored, every_status=True)
+
+    return tables()
+
+
+def _joined(
+    view: pl.DataFrame, scorers: list[Scorer], tables: list[pl.DataFrame], every_status: bool = False
+) -> pl.DataFrame:
     measured = [table.select(list(part.columns())) for part, table in zip(scorers, tables, strict=True)]
     statuses = [
         table.select(part.status_column())
         for part, table in zip(scorers, tables, strict=True)
-        if table[part.status_column()].null_count() < table.height
+        if every_status or table[part.status_column()].null_count() < table.height
     ]
-    return pl.concat([pool_view.select("id"), *measured, *statuses], how="horizontal")
+    return pl.concat([view.select("id"), *measured, *statuses], how="horizontal")
 
 
 def view_of(data: Any) -> pl.DataFrame:

@@ -12,10 +12,12 @@ if __name__ != "karat.scorers":
 from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
+    from karat.scorers.dsir import Dsir as Dsir
     from karat.scorers.length import Length as Length
     from karat.scorers.zip_fit import ZipFit as ZipFit
 
 MEMBERS = {
+    "dsir": "karat.scorers.dsir:Dsir",
     "length": "karat.scorers.length:Length",
     "zip_fit": "karat.scorers.zip_fit:ZipFit",
 }

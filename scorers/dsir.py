@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import unicodedata
 from typing import ClassVar
 
@@ -80,8 +79,8 @@ class Dsir(Scorer):
     )
 
     def environment(self) -> dict[str, str]:
-        """What decides lower case and word characters: Python and its Unicode tables."""
-        return {"python": platform.python_version(), "unicode": unicodedata.unidata_version}
+        """What decides lower case and word characters: Python's Unicode tables."""
+        return {"unicode": unicodedata.unidata_version}
 
     def columns(self) -> dict[str, pl.DataType]:
         """`dsir.log_weight` in nats, and `dsir.log_weight_per_token` in nats per token."""

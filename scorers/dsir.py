@@ -45,14 +45,14 @@ class Dsir(Scorer):
     Raises ScoreError for a reference that is empty, has a row without text, or has no token at all.
 
     Xie et al. 2023, "Data Selection for Language Models via Importance Resampling", arXiv 2302.03169, in
-    its form with hashed n-grams (10,000 buckets, single words and pairs). The paper's estimate is the
-    plain share of the counts, whose logarithm a bucket that the target lacks does not have. The public code
-    has s = 1e-8, with which every n-gram that is new to the target costs some ten nats: with 50 target texts that ranks
-    by length (AUC of the sum .55, per token .987, where 1/buckets gives .993 and .997; with 500 texts .972
-    and .995 to 1.000 and .999). The default, 1/buckets, mixes both models half and half with the uniform
-    one. `smoothing: 1e-8` gives the public code's numbers: its tokens and buckets are the same. The public
-    code fits the pool's model on the first rows, up to 100,000 n-grams a bucket, here all rows count; its
-    scoring ignores its own settings for n-grams and buckets, here they hold.
+    its form with hashed n-grams (10,000 buckets, single words and pairs). The paper's estimate is the plain
+    share of the counts, which has no logarithm in a bucket that the target lacks. The public code has
+    s = 1e-8, with which every n-gram that is new to the target costs some ten nats: with 50 target texts
+    that ranks by length (AUC of the sum .55, per token .987, where 1/buckets gives .993 and .997; with 500
+    texts .972 and .995 to 1.000 and .999). The default, 1/buckets, mixes both models half and half with the
+    uniform one. `smoothing: 1e-8` gives the public code's numbers: its tokens and buckets are the same. The
+    public code fits the pool's model on the first rows, up to 100,000 n-grams a bucket, here all rows count;
+    its scoring ignores its own settings for n-grams and buckets, here they hold.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -66,7 +66,7 @@ class Dsir(Scorer):
 
     ngrams: int = Field(default=2, ge=1, le=16, description="n-grams of 1 to this many tokens are counted")
     buckets: int = Field(
-        default=10_000, ge=1, le=2**31 - 1, description="hash buckets; memory is a few numbers for each"
+        default=10_000, ge=1, le=10**9, description="hash buckets; memory is a few numbers for each"
     )
     smoothing: float | None = Field(
         default=None,

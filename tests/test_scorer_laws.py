@@ -21,10 +21,20 @@ from karat.scorers import MEMBERS
 
 # How to make each member: settings to try, and for every setting a value that differs from the default.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
+    "cross_entropy_difference": [{}, {"level": "words", "order": 2}, {"general": "pool", "order": 3}],
+    "dsir": [{}, {"smoothing": 1e-8, "ngrams": 3}, {"tokens": "characters", "buckets": 97}],
     "length": [{}, {"tokenizer": "bytes"}],
     "zip_fit": [{}, {"level": 9}, {"compressor": "lz4"}, {"compressor": "lz4", "level": 4}],
 }
 CHANGES: dict[str, dict[str, Any]] = {
+    "cross_entropy_difference": {
+        "level": "words",
+        "order": 2,
+        "general": "pool",
+        "seed": 1,
+        "leave_one_out": False,
+    },
+    "dsir": {"ngrams": 1, "buckets": 1_000, "smoothing": 1e-8, "tokens": "characters"},
     "length": {"tokenizer": "bytes"},
     "zip_fit": {"level": 7, "compressor": "lz4"},
 }

@@ -13,10 +13,12 @@ from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
     from karat.scorers.length import Length as Length
+    from karat.scorers.length_control import LengthControl as LengthControl
     from karat.scorers.zip_fit import ZipFit as ZipFit
 
 MEMBERS = {
     "length": "karat.scorers.length:Length",
+    "length_control": "karat.scorers.length_control:LengthControl",
     "zip_fit": "karat.scorers.zip_fit:ZipFit",
 }
 __getattr__ = lazy_members(__name__, by_class_name(MEMBERS))

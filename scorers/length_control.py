@@ -91,9 +91,7 @@ class LengthControl(DerivedScorer):
         """`length_control.<source>` for each source: residual in its unit, or a share of the pool."""
         return {f"length_control.{name}": pl.Float64() for name in self.sources()}
 
-    def derive(
-        self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None
-    ) -> pl.DataFrame:
+    def derive(self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None) -> pl.DataFrame:
         """The controlled columns of all rows."""
         lengths = view["text"].str.len_bytes().cast(pl.Int64)
         targets = target_bins(_target_lengths(reference), self.bins) if self.method == "match" else None
@@ -121,7 +119,7 @@ class LengthControl(DerivedScorer):
         if not np.isfinite(values).all():
             raise ScoreError(
                 f"the values of {name} lie too far apart for a residual",
-                where=f"length_control, between {scores.min()} and {scores.max()}",
+                where=f"length_control, between {scores.to_numpy().min()} and {scores.to_numpy().max()}",
                 hint="rescale the column, or use `method: match`",
             )
         return values

@@ -134,18 +134,27 @@ class DerivedScorer(Scorer, ABC):
         """The numeric columns of other scorers that `derive` reads."""
 
     @abstractmethod
-    def derive(
-        self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None
-    ) -> pl.DataFrame:
+    def derive(self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None) -> pl.DataFrame:
         """`id`, the columns of `columns()` and `<kind>.status`: the rows of the table, in its order.
 
         table: `id` and `sources()`, no NaN and no infinity; view: the same rows as the row view with the
         columns of `reads`; reference: the reference's row view, or None where `needs_reference` is false.
         """
 
+    def needs_pool(self) -> bool:
+        """Always: the scores of all rows."""
+        return True
+
+    def fit(self, pool: pl.DataFrame, reference: pl.DataFrame | None, fitting: Fitting) -> Arrays:
+        """Refused: nothing is learned apart from the table."""
+        raise self._refusal()
+
     def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Refused: what is derived needs the scores of all rows."""
-        raise ScoreError(
+        raise self._refusal()
+
+    def _refusal(self) -> ScoreError:
+        return ScoreError(
             f"is computed from {', '.join(self.sources())} of all rows, not chunk by chunk",
             where=f"scorer {self.yaml_kind()}",
             hint="give it to karat.score together with its sources, or to karat.derive with a score table",

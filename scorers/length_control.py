@@ -31,7 +31,7 @@ class LengthControl(DerivedScorer):
     rounding and become 0.
 
     match: a place in an order whose every prefix has the target's lengths. The target's lengths are cut
-    at quantiles into at most `bins` bins of five targets or more; within a bin rows stand in the order of
+    at quantiles into at most `bins` bins, one for every five targets; within a bin rows stand in the order of
     s; bins take turns so that after k rows each has had its share q of the target's texts, |k q - rows
     taken| < 1, as long as each of them has rows left (Tijdeman's rule). The value is 1 - (place - ½) / n,
     in (0, 1); with `largest: false` it is (place - ½) / n, so that the same direction stays the better

@@ -74,7 +74,7 @@ def _tie_breaks(rows: pl.DataFrame, texts: pl.Series) -> pl.Series:
 
 
 def target_bins(lengths: Ints, most: int) -> Lengths:
-    """Quantile bins of at least five targets each; equal lengths always lie in one bin.
+    """Quantile bins, at most `most` and one for every five targets; equal lengths lie in one bin.
 
     lengths: [M] bytes of the target's texts. Neighbouring bins part at the geometric mean of the two
     lengths beside the cut (of 1 + bytes), computed in whole numbers; the outer edges lie a factor

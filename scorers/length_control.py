@@ -30,17 +30,17 @@ class LengthControl(DerivedScorer):
     s - mean(s), and so does a pool of fewer than ten rows. Differences below 2^-48 of the largest |s| are
     rounding and become 0.
 
-    match: a place in an order whose every prefix has the target's lengths. The target's lengths are cut
-    at quantiles into at most `bins` bins, one for every five targets; within a bin rows stand in the order of
-    s; bins take turns so that after k rows each has had its share q of the target's texts, |k q - rows
-    taken| < 1, as long as each of them has rows left (Tijdeman's rule). The value is 1 - (place - ½) / n,
+    match: a place in an order whose every prefix has the target's lengths. The target's lengths are cut at
+    quantiles into at most `bins` bins, one for every five targets; within a bin rows stand in the order of
+    s. The bins take turns (Tijdeman's rule): after k rows a bin that holds the share q of the target's
+    texts has had between k q - 1 and k q + 1 rows, until a bin runs out. The value is 1 - (place - ½) / n,
     in (0, 1); with `largest: false` it is (place - ½) / n, so that the same direction stays the better
     one. Rows far shorter or longer than every target (beyond a factor 2^(1/√M) of M targets) come after
     all others, in the order of s. Equal scores in a bin are ordered by a hash of the text; copies of one
     text share the mean of their places.
 
-    A row without s is null with the status "no <s>", a row without a text with "no text". The numbers do
-    not depend on the order of the rows, and lengths below 2^53 bytes are compared exactly.
+    A row without s is null with the status "no <s>", a row without a text with "no text". No bit of the
+    numbers depends on the order of the rows.
 
     Raises ScoreError where `match` has no reference or one with a row without text, and where the range of
     a score is too large for a difference.
@@ -98,7 +98,7 @@ class LengthControl(DerivedScorer):
         columns = [table["id"]]
         reasons = [pl.select(pl.when(lengths.is_null()).then(pl.lit("no text"))).to_series()]
         for name in self.sources():
-            scores = table[name].cast(pl.Float64) + 0.0  # -0 and 0 are one score
+            scores = table[name].cast(pl.Float64)
             there = scores.is_not_null() & lengths.is_not_null()
             values = self._controlled(name, scores.filter(there), view["text"].filter(there), targets)
             spread = pl.Series([None], dtype=pl.Float64).new_from_index(0, table.height)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import karat
+from karat.config import Config
 from karat.errors import DataError, ScoreError
 from karat.parts import DerivedScorer
 from karat.reweight import TopK
@@ -209,6 +210,7 @@ def test_bins_by_hand() -> None:
     assert found.counts == (1, 1)
     assert found.edges.tolist() == [8, 24, 56]
     assert found.bin_of(np.array([7, 8, 23, 24, 55, 56])).tolist() == [2, 0, 0, 1, 1, 2]
+    assert target_bins(np.array([3] * 5 + [15] * 5), 2).edges[1] == 7  # √(4·16) = 8 = 1 + 7
     assert target_bins(np.array([7] * 50), 10).counts == (1,)
     ties = target_bins(np.array([5] * 12 + [9] * 3), 3)
     assert ties.counts == (4, 1)
@@ -235,6 +237,9 @@ def test_equal_rows_share_a_value_and_ids_decide_nothing() -> None:
     turned = control([texts[i] for i in order], [scores[i] for i in order], ["tttt"])
     assert turned[S].to_list() == [values[i] for i in order]
     assert control(texts, [*scores[:5], 0.0], ["tttt"])[S].to_list() == values
+    zeros = control(["aaaa", "bbbb", "aaaa", "bbbb"], [0.0, -0.0, -0.0, 0.0], ["tttt"])[S]
+    assert zeros.n_unique() == 2
+    assert zeros[:2].to_list() == zeros[2:].to_list()
 
 
 def test_small_scores_first_is_the_mirror_image() -> None:
@@ -295,24 +300,39 @@ def test_a_list_of_scorers_may_hold_it_anywhere() -> None:
     assert karat.derive(part, later, pool, reference=target).equals(later)
 
 
-def test_it_can_control_what_another_one_derived() -> None:
-    class Doubled(DerivedScorer):
-        kind: ClassVar[str] = "doubled"
+class Doubled(DerivedScorer):
+    """Twice what the length control of the tokens left."""
 
-        def sources(self) -> tuple[str, ...]:
-            return ("length_control.length.tokens",)
+    kind: ClassVar[str] = "doubled"
 
-        def columns(self) -> dict[str, pl.DataType]:
-            return {"doubled.value": pl.Float64()}
+    def sources(self) -> tuple[str, ...]:
+        return ("length_control.length.tokens",)
 
-        def derive(
-            self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None
-        ) -> pl.DataFrame:
-            assert table.columns == ["id", *self.sources()]
-            assert reference is None
-            value = (2 * pl.col(self.sources()[0])).alias("doubled.value")
-            return table.select("id", value, pl.lit(None, pl.String).alias("doubled.status"))
+    def columns(self) -> dict[str, pl.DataType]:
+        return {"doubled.value": pl.Float64()}
 
+    def derive(self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None) -> pl.DataFrame:
+        assert table.columns == ["id", *self.sources()]
+        assert reference is None
+        value = (2 * pl.col(self.sources()[0])).alias("doubled.value")
+        return table.select("id", value, pl.lit(None, pl.String).alias("doubled.status"))
+
+
+def test_a_config_lets_a_derived_scorer_read_one_before_it() -> None:
+    scorers: list[Any] = [Length(), LengthControl(of="length.tokens"), Doubled()]
+    rest = {
+        "name": "c",
+        "out": "o",
+        "store": "s",
+        "data": {"path": "p"},
+        "select": {"kind": "random", "budget": 1},
+    }
+    assert Config.model_validate({**rest, "scorers": scorers}).score_columns()[-1] == "doubled.value"
+    with pytest.raises(ValueError, match="no scorer before it writes"):
+        Config.model_validate({**rest, "scorers": [scorers[i] for i in (0, 2, 1)]})
+
+
+def test_it_can_read_what_another_one_derived() -> None:
     first = LengthControl(of="length.tokens")
     table = karat.score([Length(), first, Doubled()], ["a b", "c d e", "f"], reference=["t"])
     assert table["doubled.value"].to_list() == [2 * v for v in table["length_control.length.tokens"]]

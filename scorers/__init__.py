@@ -13,10 +13,12 @@ from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
     from karat.scorers.length import Length as Length
+    from karat.scorers.nearest_target import NearestTarget as NearestTarget
     from karat.scorers.zip_fit import ZipFit as ZipFit
 
 MEMBERS = {
     "length": "karat.scorers.length:Length",
+    "nearest_target": "karat.scorers.nearest_target:NearestTarget",
     "zip_fit": "karat.scorers.zip_fit:ZipFit",
 }
 __getattr__ = lazy_members(__name__, by_class_name(MEMBERS))

@@ -22,10 +22,17 @@ from karat.scorers import MEMBERS
 # How to make each member: settings to try, and for every setting a value that differs from the default.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "length": [{}, {"tokenizer": "bytes"}],
+    "nearest_target": [
+        {},
+        {"aggregate": "max"},
+        {"aggregate": "mean", "embedder": "tfidf"},
+        {"embedder": "tfidf"},
+    ],
     "zip_fit": [{}, {"level": 9}, {"compressor": "lz4"}, {"compressor": "lz4", "level": 4}],
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "length": {"tokenizer": "bytes"},
+    "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
     "zip_fit": {"level": 7, "compressor": "lz4"},
 }
 SCORERS: list[Scorer] = [

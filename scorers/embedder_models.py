@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -86,7 +88,7 @@ def locate(model: str, revision: str | None) -> Path:
         raise unusable(
             model,
             "there are no weights in safetensors",
-            hint="load the model yourself and save it with save_pretrained(folder); pickled weights may run code",
+            hint="save the model with save_pretrained(folder); weights in other formats may run code",
         )
     return folder
 
@@ -139,6 +141,23 @@ def module_types(folder: Path, model: str) -> list[str]:
         return [str(module["type"]) for module in modules]
     except (ValueError, TypeError, KeyError) as error:
         raise unusable(model, f"modules.json cannot be read: {error}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No bars and no reports of transformers while a model is loaded; what matters of them is raised."""
+    from transformers.utils import logging as transformers_logging
+
+    logging: Any = transformers_logging  # its functions have no annotations
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    try:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def unusable(model: str, why: str, hint: str | None = None) -> ScoreError:

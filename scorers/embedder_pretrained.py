@@ -29,10 +29,8 @@ class Pretrained(ModelEmbedder):
 
     def meant(self) -> Transformers | SentenceTransformers:
         """The embedder that it stands for."""
-        settings = self.model_dump(exclude={"kind"})
-        if module_types(self.files(), self.model):
-            return SentenceTransformers(**settings)
-        return Transformers(**settings)
+        meant = SentenceTransformers if module_types(self.files(), self.model) else Transformers
+        return meant(model=self.model, revision=self.revision, device=self.device)
 
     def load(self, fitted: Arrays | None) -> Encoder:
         """Load the model."""

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from karat.errors import ScoreError
 from karat.fitting import Arrays
-from karat.scorers.embedder_models import ModelEmbedder, module_types, unusable
+from karat.scorers.embedder_models import ModelEmbedder, module_types, quiet, unusable
 from karat.scorers.embedders import Encoded, Encoder
 
 
@@ -50,8 +50,9 @@ class SentenceTransformers(ModelEmbedder):
 
     def load(self, fitted: Arrays | None) -> Encoder:
         """Load the model; threads take turns with it."""
-        model = self._model()
-        limit = model.max_seq_length
+        with quiet():
+            model = self._model()
+        limit, width = model.max_seq_length, _width(model)
         lock = threading.Lock()
 
         def encode(texts: Sequence[str]) -> Encoded:
@@ -65,7 +66,6 @@ class SentenceTransformers(ModelEmbedder):
                 )
                 lengths = [_length(model, text, self.prompt) for text in texts]
             cut = np.array([limit is not None and length > limit for length in lengths], np.bool_)
-            width = model.get_sentence_embedding_dimension()
             return Encoded(np.asarray(vectors, np.float32).reshape(len(texts), width), cut)
 
         return encode
@@ -94,6 +94,12 @@ class SentenceTransformers(ModelEmbedder):
             ).eval()
         except Exception as error:  # what a damaged file raises is the library's choice
             raise unusable(self.model, " ".join(str(error).strip().splitlines()[:1])) from error
+
+
+def _width(model: Any) -> int:
+    # Version 6 renamed it and warns of the old name.
+    width = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    return int(width())
 
 
 def _length(model: Any, text: str, prompt: str | None) -> int:

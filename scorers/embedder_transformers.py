@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from karat.fitting import Arrays
-from karat.scorers.embedder_models import ModelEmbedder, unusable
+from karat.scorers.embedder_models import ModelEmbedder, quiet, unusable
 from karat.scorers.embedders import Encoded, Encoder
 
 if TYPE_CHECKING:
@@ -63,8 +63,9 @@ class Transformers(ModelEmbedder):
         import torch
 
         folder = self.files()
-        tokenizer = self._tokenizer(folder)
-        model = self._model(folder).to(self.torch_device()).eval()
+        with quiet():
+            tokenizer = self._tokenizer(folder)
+            model = self._model(folder).to(self.torch_device()).eval()
         limit = self._limit(model, tokenizer)
         lock = threading.Lock()
 
@@ -152,7 +153,7 @@ def _tokens(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[list[list
     tokenizer.truncation_side = "right"
     ids = [list(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
     truncated = np.array([len(one) > limit for one in ids], np.bool_)
-    for place in np.flatnonzero(truncated):
+    for place in np.flatnonzero(truncated).tolist():
         # The tokenizer cuts, as only it knows which special tokens stay at the end.
         ids[place] = list(tokenizer(texts[place], truncation=True, max_length=limit)["input_ids"])[:limit]
     return ids, truncated
@@ -179,7 +180,7 @@ def _position_limit(model: Any, tokenizer: Any) -> int | None:
     """The most tokens that the model has positions for, as far as its files say."""
     config = model.config.get_text_config()
     limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    table: Any = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
     if getattr(table, "padding_idx", None) is not None:  # RoBERTa counts its positions from there
         limits.append(table.num_embeddings - table.padding_idx - 1)
     # A tokenizer that knows no limit says 10^30.

@@ -54,6 +54,9 @@ class Embedder(Part, ABC):
     truncates: ClassVar[bool] = False
     """Whether long texts are cut, so that `Encoded.truncated` is given."""
 
+    def __str__(self) -> str:
+        return f"{self.yaml_kind()}({super().__str__()})"
+
     def needs_pool(self) -> bool:
         """Whether `fit` has to see the pool first."""
         return False

@@ -81,8 +81,10 @@ class NearestTarget(Scorer):
     def _best_is_used(self) -> NearestTarget:
         if self.aggregate != "top" and self.best != 5:
             raise PydanticCustomError(
-                "best", "`best` counts for aggregate: top only, not for {aggregate}", {"aggregate": self.aggregate}
-            )  # fmt: skip
+                "best",
+                "`best` counts for aggregate: top only, not for {aggregate}",
+                {"aggregate": self.aggregate},
+            )
         return self
 
     def environment(self) -> dict[str, str]:
@@ -126,22 +128,29 @@ class NearestTarget(Scorer):
 
     def score(self, rows: pl.DataFrame, prepared: Targets) -> pl.DataFrame:
         """The cosine of each row of the chunk."""
-        present = rows["text"].is_not_null()
         encoded = prepared.encode(rows["text"].drop_nulls().to_list())
-        finite = _finite(encoded.vectors)
-        here = np.flatnonzero(present.to_numpy())
-        status = np.full(rows.height, "no text", object)
-        status[here] = np.where(finite, None, "the vector is not finite")
-        values: dict[str, list[Any]] = {name: [None] * rows.height for name in self.columns()}
-        cosines = prepared.cosines(encoded.vectors[np.flatnonzero(finite)])
-        for place, cosine in zip(here[finite].tolist(), cosines.tolist(), strict=True):
-            values["nearest_target.cosine"][place] = cosine
+        finite = np.flatnonzero(_finite(encoded.vectors))
+        present = np.flatnonzero(rows["text"].is_not_null().to_numpy())
+        scored = present[finite]
+
+        def column(values: NDArray[Any], dtype: pl.DataType) -> pl.Series:
+            return pl.Series([None] * rows.height, dtype=dtype).scatter(
+                scored, pl.Series(values, dtype=dtype)
+            )
+
+        values: list[NDArray[Any]] = [prepared.cosines(encoded.vectors[finite])]
         if encoded.truncated is not None:
-            for place, cut in zip(here[finite].tolist(), encoded.truncated[finite].tolist(), strict=True):
-                values["nearest_target.truncated"][place] = cut
-        series = {name: pl.Series(values[name], dtype=dtype) for name, dtype in self.columns().items()}
-        said = pl.Series(status.tolist(), dtype=pl.String)
-        return pl.DataFrame({"id": rows["id"], **series, "nearest_target.status": said})
+            values.append(encoded.truncated[finite])
+        named = zip(self.columns().items(), values, strict=True)
+        status = pl.Series(["no text"] * rows.height, dtype=pl.String)
+        status = status.scatter(present, "the vector is not finite").scatter(scored, None)
+        return pl.DataFrame(
+            {
+                "id": rows["id"],
+                **{name: column(values, dtype) for (name, dtype), values in named},
+                "nearest_target.status": status,
+            }
+        )
 
 
 def _finite(vectors: Any) -> NDArray[np.bool_]:

@@ -49,7 +49,7 @@ class TargetCosines:
         """[N] for rows [N, D]."""
         units = unit_rows(vectors)[0]
         if self._mean is not None:
-            return np.clip(units @ self._mean, -1, 1)
+            return np.asarray(np.clip(units @ self._mean, -1, 1), np.float64)
         if self._index is not None:
             return self._by_index(units)
         step = max(1, _BLOCK_NUMBERS // self._columns.shape[1])
@@ -75,7 +75,8 @@ class TargetCosines:
     def _top(self, cosines: NDArray[np.float64]) -> NDArray[np.float64]:
         """Mean of the largest `best` of each row [N, M], summed from the largest on."""
         if self._best == 1:
-            return np.clip(cosines.max(axis=1), -1, 1)
+            return np.asarray(np.clip(cosines.max(axis=1), -1, 1), np.float64)
         first = cosines.shape[1] - self._best
         largest = np.sort(np.partition(cosines, first, axis=1)[:, first:], axis=1)
-        return np.clip(np.cumsum(largest[:, ::-1], axis=1)[:, -1] / self._best, -1, 1)
+        summed = np.cumsum(largest[:, ::-1], axis=1)[:, -1]
+        return np.asarray(np.clip(summed / self._best, -1, 1), np.float64)

@@ -252,6 +252,15 @@ def test_a_large_pool_is_sampled_by_content_and_seed() -> None:
     assert Vocabulary.of(fitted(Tfidf(fit_rows=20, seed=1), pool, targets)).terms != terms
 
 
+def test_a_pool_of_long_texts_is_sampled_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karat.scorers.embedder_tfidf.FIT_BYTES", 60)
+    monkeypatch.setattr("karat.scorers.embedder_tfidf.FIT_CHARACTERS", 7)
+    terms = Vocabulary.of(fitted(Tfidf(), [f"only{100 + i} never read" for i in range(50)], ["target"])).terms
+    assert len(terms) == 9
+    assert terms[-1] == "target"
+    assert "never" not in terms
+
+
 def test_the_vocabulary_holds_the_most_frequent_terms() -> None:
     pool = ["b a", "b", "b c", "d"]
     assert Vocabulary.of(fitted(Tfidf(max_terms=3), pool, ["c"])).terms == ("a", "b", "c")

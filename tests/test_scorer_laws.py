@@ -34,6 +34,12 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "dsir": [{}, {"smoothing": 1e-8, "ngrams": 3}, {"tokens": "characters", "buckets": 97}],
     "length": [{}, {"tokenizer": "bytes"}],
     "length_control": [{"of": "length.tokens", **more} for more in DERIVED],
+    "nearest_target": [
+        {},
+        {"aggregate": "max"},
+        {"aggregate": "mean", "embedder": "tfidf"},
+        {"embedder": "tfidf"},
+    ],
     "zip_fit": [{}, {"level": 9}, {"compressor": "lz4"}, {"compressor": "lz4", "level": 4}],
 }
 CHANGES: dict[str, dict[str, Any]] = {
@@ -53,6 +59,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "bins": 2,
         "largest": False,
     },
+    "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
     "zip_fit": {"level": 7, "compressor": "lz4"},
 }
 SCORERS: list[Scorer] = [

@@ -58,7 +58,8 @@ class NearestTarget(Scorer):
     rows where the targets are equally easy to come near to, else it favours the easy ones. Ranking by the
     mean is in their code as well. Ours: `top`, the TF-IDF embedders, plain text instead of their chat
     format, and masked padding; their pooling counts padding in if a batch is padded (their scripts use
-    batches of one). `top` with 5 and `mean` retrieved alike in our measurements; `top` leans less to long texts, hence the default.
+    batches of one). `top` with 5 and `mean` retrieved alike in our measurements; `top` leans less to long
+    texts, hence the default.
     """
 
     needs_reference: ClassVar[bool] = True

@@ -1,0 +1,566 @@
+"""How many bytes gzip makes of a text followed by each of many targets, without writing any of them.
+
+Deflate is cut to what its length depends on: which matches it takes, how often each symbol occurs, and how
+long the Huffman codes come out. Three things make it quicker than compressing. Nothing is emitted. The text
+is parsed once for all targets, up to the first match that its end might change. And at the levels that
+enter every position into the hash chains (4 to 9), the matches inside a target are the same after any text,
+so they are looked up.
+
+The lengths are those of zlib 1.2.11 to 1.3.x with a window of 32 KiB and memLevel 8. The format is RFC 1951;
+the choices that it leaves open (hash chains with their limits, lazy matching, ties between Huffman nodes,
+the order in which code lengths are repeated, when a block is stored) are those of zlib by Jean-loup Gailly
+and Mark Adler, zlib licence, whose deflate.c and trees.c describe them. Written anew for lengths alone.
+
+What zlib would split into blocks or slide through its window is not covered; zlib itself answers there.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+Bytes = NDArray[np.uint8]
+Ints = NDArray[np.int32]
+Shorts = NDArray[np.int16]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CONTAINER = 18
+"""Bytes of a gzip file around the raw deflate stream: a header of 10 and a trailer of 8."""
+LONGEST_INPUT = 32768 - 262
+"""Text and target together: as long as this, every earlier byte is within reach of a match."""
+_BLOCK_SYMBOLS = 16383  # then zlib closes the block
+_SHORTEST, _LONGEST, _TOO_FAR = 3, 258, 4096
+_END = 256
+_SPARE = 16  # bytes after the input that a whole-word comparison may read
+
+# good (quarter the chain from here), lazy (do not look further from here; at levels 1-3: enter the positions
+# inside a match up to this length), nice (take it at once), chain (candidates looked at)
+_EFFORT = {
+    1: (4, 4, 8, 4),
+    2: (4, 5, 16, 8),
+    3: (4, 6, 32, 32),
+    4: (4, 4, 16, 16),
+    5: (8, 16, 32, 32),
+    6: (8, 16, 128, 128),
+    7: (8, 32, 128, 256),
+    8: (32, 128, 258, 1024),
+    9: (32, 258, 258, 4096),
+}
+_FIRST_LAZY_LEVEL = 4
+
+
+def _code_table(extra: Sequence[int], first: int, size: int) -> NDArray[np.uint8]:
+    """The code of each length or distance, given how many extra bits each code carries (RFC 1951, 3.2.5)."""
+    ends = first + np.cumsum([1 << bits for bits in extra])
+    return np.searchsorted(ends, np.arange(size), side="right").astype(np.uint8)
+
+
+_LENGTH_EXTRA = np.array([0] * 8 + [bits for bits in range(1, 6) for _ in range(4)] + [0], np.int64)
+_DISTANCE_EXTRA = np.array([0, 0] + [bits for bits in range(14) for _ in range(2)], np.int64)
+_LENGTH_CODE = _code_table(_LENGTH_EXTRA[:28].tolist(), _SHORTEST, _LONGEST + 1)
+_LENGTH_CODE[_LONGEST] = 28
+_FAR_CODE = _code_table(_DISTANCE_EXTRA.tolist(), 1, 32769)
+# Two short tables stay in the nearest cache: by distance - 1, and by (distance - 1) / 128 from 256 on.
+_DISTANCE_CODE = np.concatenate([_FAR_CODE[1:257], _FAR_CODE[1:32769:128]])
+_STATIC_BITS = np.array([8] * 144 + [9] * 112 + [7] * 24 + [8] * 6, np.int64)
+_LENGTHS_ORDER = np.zeros(19, np.int64)
+_LENGTHS_ORDER[[16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]] = np.arange(19)
+
+
+def _compiled(function: Function) -> Function:
+    """Compile at the first call, without the GIL; keep the machine code on disk where a place is writable."""
+    try:
+        done: Function = njit(nogil=True, cache=True, boundscheck=False)(function)
+    except RuntimeError:  # numba found no folder to cache in
+        done = njit(nogil=True, boundscheck=False)(function)
+    return done
+
+
+@intrinsic  # type: ignore[misc]
+def _word(typing: Any, array: Any, place: Any) -> Any:
+    """The eight bytes from a place on as one little-endian number, however they are aligned."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        number = context.get_value_type(types.uint64)
+        where = builder.bitcast(builder.gep(data, [arguments[1]]), number.as_pointer())
+        return builder.load(where, align=1)
+
+    return types.uint64(array, types.intp), generate
+
+
+@intrinsic  # type: ignore[misc]
+def _equal_bytes(typing: Any, difference: Any) -> Any:
+    """How many of the first bytes of two words agree, given their exclusive or, which is not zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        number = context.get_value_type(types.uint64)
+        zeros = builder.cttz(arguments[0], context.get_constant(types.boolean, True))
+        return builder.lshr(zeros, number(3))
+
+    return types.intp(types.uint64), generate
+
+
+@_compiled
+def _common(data: Bytes, a: int, b: int, most: int) -> int:
+    """How many bytes from a and from b on agree, at most `most`."""
+    length = 0
+    while length < most:
+        difference = _word(data, a + length) ^ _word(data, b + length)
+        if difference != 0:
+            return min(length + _equal_bytes(difference), most)
+        length += 8
+    return most
+
+
+@_compiled
+def _hash(data: Bytes, place: int) -> int:
+    return ((np.int64(data[place]) << 10) ^ (np.int64(data[place + 1]) << 5) ^ np.int64(data[place + 2])) & 32767
+
+
+@_compiled
+def _count_match(symbols: Ints, distances: Ints, length: int, distance: int) -> None:
+    symbols[257 + _LENGTH_CODE[length]] += 1
+    distance -= 1
+    distances[_DISTANCE_CODE[distance if distance < 256 else 256 + (distance >> 7)]] += 1
+
+
+@_compiled
+def _parse_fast(data, end, place, open_end, effort, head, before, log, symbols, distances):  # type: ignore[no-untyped-def]
+    """Levels 1-3: take the first match that is long enough; returns the place reached and the log's height.
+
+    With an open end it stops before the first place whose match more bytes might change.
+    """
+    enter, nice_most, chain = effort[1], effort[2], effort[3]
+    height = 0
+    while end - place >= _SHORTEST:
+        left = end - place
+        word = _word(data, place)
+        key = _hash(data, place)
+        newest = head[key]
+        candidate = np.int64(newest)
+        best, start = _SHORTEST - 1, 0
+        nice = min(nice_most, left)
+        tries = chain
+        while candidate > 0:
+            difference = _word(data, candidate) ^ word
+            if difference != 0:
+                length = _equal_bytes(difference)
+            else:
+                length = 8 + _common(data, candidate + 8, place + 8, min(_LONGEST, left) - 8)
+            if length > best:
+                best, start = length, candidate
+                if length >= nice:
+                    break
+            tries -= 1
+            if tries == 0:
+                break
+            candidate = np.int64(before[candidate])
+        if open_end and best > 2 and left - best < _SHORTEST:
+            break
+        head[key] = place
+        before[place] = newest
+        log[height] = key
+        log[height + 1] = newest
+        height += 2
+        if best < _SHORTEST:
+            symbols[data[place]] += 1
+            place += 1
+            continue
+        best = min(best, left)
+        _count_match(symbols, distances, best, place - start)
+        if best <= enter and left - best >= _SHORTEST:
+            for inside in range(place + 1, place + best):
+                key = _hash(data, inside)
+                newest = head[key]
+                before[inside] = newest
+                head[key] = inside
+                log[height] = key
+                log[height + 1] = newest
+                height += 2
+        place += best
+    if not open_end:
+        while place < end:
+            symbols[data[place]] += 1
+            place += 1
+    return place, height
+
+
+@_compiled
+def _parse_lazy(data, middle, end, state, open_end, effort, head, before, table, symbols, distances):  # type: ignore[no-untyped-def]
+    """Levels 4-9: take a match only if the next place has no longer one; returns the state reached.
+
+    State: place, length and start of the match before it, whether a byte is pending. All places before
+    `middle` are in the chains; `table` has the matches among the places from there on.
+    """
+    good, lazy, nice_most, chain = effort[0], effort[1], effort[2], effort[3]
+    place, length, start, pending = state
+    while place < end:
+        left = end - place
+        if open_end and (left < _SHORTEST or length >= left):
+            break
+        last, last_start = length, start
+        length = _SHORTEST - 1
+        if left >= _SHORTEST and last < lazy and last < left:
+            best = last
+            quarter = last >= good
+            tries = chain >> 2 if quarter else chain
+            nice = min(nice_most, left)
+            most = min(_LONGEST, left)
+            if place < middle:
+                candidate = np.int64(before[place])
+            else:
+                entry = table[place - middle]
+                if quarter:
+                    found, distance = (entry >> 24) & 511, (entry >> 33) & 32767
+                else:
+                    found, distance = entry & 511, (entry >> 9) & 32767
+                tries -= entry >> 48
+                if found > best:
+                    best, start = found, place - distance
+                candidate = 0
+                if tries > 0 and found < nice:
+                    candidate = np.int64(head[_hash(data, place)])
+            while candidate > 0:
+                if data[candidate + best] == data[place + best]:
+                    found = _common(data, candidate, place, most)
+                    if found > best:
+                        best, start = found, candidate
+                        if found >= nice:
+                            break
+                tries -= 1
+                if tries == 0:
+                    break
+                candidate = np.int64(before[candidate])
+            if open_end and best >= left:
+                return place, last, last_start, pending
+            if best > last and not (best == _SHORTEST and place - start > _TOO_FAR):
+                length = best
+        if last >= _SHORTEST and length <= last:
+            _count_match(symbols, distances, last, place - 1 - last_start)
+            place += last - 1
+            pending, length = 0, _SHORTEST - 1
+        else:
+            if pending:
+                symbols[data[place - 1]] += 1
+            pending = 1
+            place += 1
+    if pending and not open_end:
+        symbols[data[end - 1]] += 1
+    return place, length, start, pending
+
+
+@_compiled
+def _inner_matches(data, size, effort, table):  # type: ignore[no-untyped-def]
+    """For each place of a target, what the chains find inside it: whole chain, quarter chain, candidates."""
+    nice_most, chain = effort[2], effort[3]
+    head, before = np.full(32768, -1, np.int32), np.empty(size, np.int32)
+    for place in range(size - 2):
+        left = size - place
+        nice, most = min(nice_most, left), min(_LONGEST, left)
+        key = _hash(data, place)
+        candidate = np.int64(head[key])
+        before[place] = candidate
+        head[key] = place
+        best, distance, near, near_distance, count = 0, 0, 0, 0, 0
+        while candidate >= 0 and count < chain:
+            if best == 0 or data[candidate + best] == data[place + best]:
+                found = _common(data, candidate, place, most)
+                if found > best:
+                    best, distance = found, place - candidate
+            count += 1
+            if count <= chain >> 2:
+                near, near_distance = best, distance
+            if best >= nice:
+                break
+            candidate = np.int64(before[candidate])
+        table[place] = best | distance << 9 | near << 24 | near_distance << 33 | count << 48
+
+
+@_compiled
+def _sift(heap: Ints, size: int, k: int) -> None:
+    """Sink entry k of a heap of nodes: frequency, depth and number in the bits from 15, 10 and 0 on.
+
+    The number takes no part: among equals the left child stays and the sinking node rests.
+    """
+    node = heap[k]
+    child = 2 * k
+    while child <= size:
+        least = heap[child]
+        if heap[child + 1] <= least | 1023:
+            child += 1
+            least = heap[child]
+        if node <= least | 1023:
+            break
+        heap[k] = least
+        k = child
+        child *= 2
+    heap[k] = node
+
+
+@_compiled
+def _huffman(counts, size, most, used, bits, heap, parent, popped):  # type: ignore[no-untyped-def]
+    """Code lengths of at most `most` bits, as zlib gives them, and the bits they take in all.
+
+    used, bits: the symbols that get a code, ascending, and its length. Returns their number and the cost.
+    """
+    n = 0
+    for symbol in range(size):
+        used[n] = symbol
+        n += counts[symbol] != 0
+    if n < 2:  # a code has two symbols at least; the one that never occurs costs nothing
+        only = used[0] if n else 0
+        used[0], used[1] = (0, only) if only > 1 else (only, only + 1)
+        bits[0] = bits[1] = 1
+        return 2, np.int64(counts[only])
+    for i in range(n):
+        heap[i + 1] = counts[used[i]] << 15 | i
+    heap[n + 1] = 2147483647
+    for k in range(n >> 1, 0, -1):
+        _sift(heap, n, k)
+    cost, left = 0, n
+    for node in range(n, 2 * n - 1):
+        a = heap[1]
+        heap[1] = heap[left]
+        heap[left] = 2147483647
+        left -= 1
+        _sift(heap, left, 1)
+        b = heap[1]
+        parent[a & 1023] = node
+        parent[b & 1023] = node
+        popped[2 * (node - n)] = a & 1023
+        popped[2 * (node - n) + 1] = b & 1023
+        count = (a >> 15) + (b >> 15)
+        cost += count
+        heap[1] = count << 15 | (max(a & 31744, b & 31744) + 1024) | node
+        _sift(heap, left, 1)
+    bits[2 * n - 2] = 0
+    deepest = 0
+    for node in range(2 * n - 3, -1, -1):
+        bits[node] = bits[parent[node]] + 1
+        deepest = max(deepest, bits[node])
+    if deepest > most:
+        _shorten(n, most, bits, parent, popped)
+        cost = 0
+        for i in range(n):
+            cost += bits[i] * counts[used[i]]
+    return n, cost
+
+
+@_compiled
+def _shorten(n, most, bits, parent, popped):  # type: ignore[no-untyped-def]
+    """Move the codes that are too long up, and lengthen the deepest of the others for it, as zlib does."""
+    lengths = np.zeros(most + 2, np.int64)
+    over = 0
+    for node in range(2 * n - 3, -1, -1):
+        bits[node] = bits[parent[node]] + 1
+        if bits[node] > most:
+            bits[node] = most
+            over += 1
+        if node < n:
+            lengths[bits[node]] += 1
+    while over > 0:
+        length = most - 1
+        while lengths[length] == 0:
+            length -= 1
+        lengths[length] -= 1
+        lengths[length + 1] += 2
+        lengths[most] -= 1
+        over -= 2
+    at = 0
+    for length in range(most, 0, -1):
+        for _ in range(lengths[length]):
+            while popped[at] >= n:
+                at += 1
+            bits[popped[at]] = length
+            at += 1
+
+
+@_compiled
+def _count_run(counts: Ints, length: int, run: int) -> None:
+    """A run of one code length, in the alphabet that code lengths are sent in (RFC 1951, 3.2.7)."""
+    if length == 0:
+        while run > 0:
+            part = min(run, 138)
+            run -= part
+            if part < 3:
+                counts[0] += part
+            else:
+                counts[17 if part <= 10 else 18] += 1
+        return
+    part = min(run, 7)
+    run -= part
+    if part < 4:
+        counts[length] += part
+    else:
+        counts[length] += 1
+        counts[16] += 1
+    while run > 0:
+        part = min(run, 6)
+        run -= part
+        if part < 3:
+            counts[length] += part
+        else:
+            counts[16] += 1
+
+
+@_compiled
+def _count_lengths(counts, n, used, bits):  # type: ignore[no-untyped-def]
+    expected, i = 0, 0
+    while i < n:
+        if used[i] > expected:
+            _count_run(counts, 0, used[i] - expected)
+        length, first = bits[i], i
+        i += 1
+        while i < n and bits[i] == length and used[i] == used[i - 1] + 1:
+            i += 1
+        _count_run(counts, length, i - first)
+        expected = used[i - 1] + 1
+
+
+@_compiled
+def _block_bytes(size, symbols, distances, used, bits, heap, parent, popped, lengths):  # type: ignore[no-untyped-def]
+    """Bytes of a last block with these symbol counts: stored, with fixed codes, or with its own."""
+    total, extra, fixed = 0, 0, 0
+    for symbol in range(286):
+        total += symbols[symbol]
+        fixed += symbols[symbol] * _STATIC_BITS[symbol]
+    if total > _BLOCK_SYMBOLS:  # one of them is the end of the block
+        return -1
+    for code in range(29):
+        extra += symbols[257 + code] * _LENGTH_EXTRA[code]
+    for code in range(30):
+        extra += distances[code] * _DISTANCE_EXTRA[code]
+        fixed += distances[code] * 5
+    lengths[:] = 0
+    n, own = _huffman(symbols, 286, 15, used, bits, heap, parent, popped)
+    _count_lengths(lengths, n, used, bits)
+    n, cost = _huffman(distances, 30, 15, used, bits, heap, parent, popped)
+    _count_lengths(lengths, n, used, bits)
+    own += cost
+    n, cost = _huffman(lengths, 19, 7, used, bits, heap, parent, popped)
+    last = 3
+    for i in range(n):
+        last = max(last, _LENGTHS_ORDER[used[i]])
+    own += cost + 2 * lengths[16] + 3 * lengths[17] + 7 * lengths[18] + 3 * (last + 1) + 14
+    best = min((own + extra + 10) >> 3, (fixed + extra + 10) >> 3)
+    return size + 5 if size + 4 <= best else best
+
+
+@_compiled
+def _joint(text, targets, starts, tables, which, effort, lazy, sizes):  # type: ignore[no-untyped-def]
+    """Fill `sizes`: bytes of raw deflate of the text with each of the targets `which`, -1 where not covered."""
+    middle = text.size
+    longest = 0
+    for target in which:
+        longest = max(longest, starts[target + 1] - starts[target])
+    room = min(middle + longest, LONGEST_INPUT) + _SPARE
+    data = np.zeros(room, np.uint8)
+    data[:middle] = text
+    head, before, log = np.zeros(32768, np.int16), np.empty(room, np.int16), np.empty(2 * room, np.int16)
+    symbols_x, distances_x = np.zeros(286, np.int32), np.zeros(30, np.int32)
+    symbols, distances, lengths = np.empty(286, np.int32), np.empty(30, np.int32), np.empty(19, np.int32)
+    heap, parent, popped = np.empty(290, np.int32), np.empty(576, np.int32), np.empty(576, np.int32)
+    used, bits = np.empty(290, np.int32), np.empty(576, np.int32)
+    symbols_x[_END] = 1
+    place, state = 0, (0, _SHORTEST - 1, 0, 0)
+    if lazy:
+        for inside in range(middle - 2):
+            key = _hash(data, inside)
+            before[inside] = head[key]
+            head[key] = inside
+        state = _parse_lazy(
+            data, middle, middle, state, True, effort, head, before, tables, symbols_x, distances_x
+        )
+    else:
+        place, _ = _parse_fast(
+            data, middle, 0, True, effort, head, before, log, symbols_x, distances_x
+        )
+    for i in range(which.size):
+        first, last = starts[which[i]], starts[which[i] + 1]
+        end = middle + last - first
+        if end > LONGEST_INPUT:
+            sizes[i] = -1
+            continue
+        for k in range(last - first):
+            data[middle + k] = targets[first + k]
+        symbols[:] = symbols_x
+        distances[:] = distances_x
+        height = 0
+        if lazy:
+            for inside in range(max(0, middle - 2), min(middle, end - 2)):
+                key = _hash(data, inside)
+                log[height] = key
+                log[height + 1] = before[inside] = head[key]
+                head[key] = inside
+                height += 2
+            _parse_lazy(
+                data, middle, end, state, False, effort, head, before, tables[first:last], symbols, distances
+            )
+        else:
+            _, height = _parse_fast(
+                data, end, place, False, effort, head, before, log, symbols, distances
+            )
+        while height > 0:
+            height -= 2
+            head[log[height]] = log[height + 1]
+        sizes[i] = _block_bytes(end, symbols, distances, used, bits, heap, parent, popped, lengths)
+
+
+class DeflateLengths:
+    """`len(gzip.compress(text + target, level))` for a fixed list of targets; threads share one object.
+
+    level: 1 to 9. targets: M byte strings of any length. Every number is exact: what the kernel does not
+    cover (nothing before the target, over 32,506 bytes, over 16,382 symbols) is compressed by zlib.
+    """
+
+    def __init__(self, level: int, targets: Sequence[bytes]) -> None:
+        self.level = level
+        self.targets = tuple(targets)
+        self._lazy = level >= _FIRST_LAZY_LEVEL
+        self._effort = _EFFORT[level]
+        # A target that is too long takes no room here; the empty one at the end is for sizes of one text.
+        covered = [target if len(target) <= LONGEST_INPUT else b"" for target in self.targets]
+        self._long = np.array([len(target) > LONGEST_INPUT for target in self.targets], np.bool_)
+        self._bytes = np.frombuffer(b"".join(covered) + bytes(_SPARE), np.uint8)
+        self._starts = np.concatenate([[0], np.cumsum([len(c) for c in covered] + [0])]).astype(np.int64)
+        self._tables = np.zeros(self._bytes.size if self._lazy else 0, np.int64)
+        if self._lazy:
+            for first, last in zip(self._starts[:-1], self._starts[1:], strict=True):
+                _inner_matches(self._bytes[first:], last - first, self._effort, self._tables[first:last])
+
+    def own(self, text: bytes) -> int:
+        """C(text)."""
+        covered = int(self._run(text, np.array([len(self.targets)], np.intp))[0])
+        return (covered if covered >= 0 else self._zlib(text)) + CONTAINER
+
+    def joint(self, text: bytes, which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
+        """C(text + target) for the targets at the places `which` (all if None), in that order."""
+        which = np.arange(len(self.targets)) if which is None else which.astype(np.intp)
+        sizes = self.covered(text, which)
+        for i in np.flatnonzero(sizes < 0):
+            sizes[i] = self._zlib(text + self.targets[which[i]])
+        return sizes + CONTAINER
+
+    def covered(self, text: bytes, which: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Bytes of raw deflate as the kernel finds them; -1 for pairs that it leaves to zlib."""
+        if not text:
+            return np.full(which.size, -1, np.int64)
+        return np.where(self._long[which], -1, self._run(text, which))
+
+    def _run(self, text: bytes, which: NDArray[np.intp]) -> NDArray[np.int64]:
+        sizes = np.full(which.size, -1, np.int64)
+        if len(text) <= LONGEST_INPUT and which.size:
+            data = np.frombuffer(text, np.uint8)
+            _joint(data, self._bytes, self._starts, self._tables, which, self._effort, self._lazy, sizes)
+        return sizes
+
+    def _zlib(self, data: bytes) -> int:
+        return len(zlib.compress(data, self.level, -15))

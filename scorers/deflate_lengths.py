@@ -38,6 +38,8 @@ LONGEST_INPUT = 32768 - 262
 _BLOCK_SYMBOLS = 16383  # then zlib closes the block
 _SHORTEST, _LONGEST, _TOO_FAR = 3, 258, 4096
 _END = 256
+_ONE = np.uint64(1)
+_NO_NODE = np.int32(2147483647)
 _SPARE = 16  # bytes after the input that a whole-word comparison may read
 
 # good (quarter the chain from here), lazy (do not look further from here; at levels 1-3: enter the positions
@@ -285,24 +287,23 @@ def _inner_matches(data, size, effort, table):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _sift(heap: Ints, size: int, k: int) -> None:
-    """Sink entry k of a heap of nodes: frequency, depth and number in the bits from 15, 10 and 0 on.
+def _sift(heap, levels, place, node):  # type: ignore[no-untyped-def]
+    """Sink a node from `place` of a heap. Node: frequency, depth and number, from bits 15, 10 and 0 on.
 
-    The number takes no part: among equals the left child stays and the sinking node rests.
+    The number takes no part: among equals the left child stays and the sinking node rests. Always goes down
+    to the bottom, exchanging nothing once the node rests: a fixed way is quicker than a guessed branch.
     """
-    node = heap[k]
-    child = 2 * k
-    while child <= size:
-        least = heap[child]
-        if heap[child + 1] <= least | 1023:
-            child += 1
-            least = heap[child]
-        if node <= least | 1023:
-            break
-        heap[k] = least
-        k = child
-        child *= 2
-    heap[k] = node
+    for _ in range(levels):
+        child = place + place
+        left, right = heap[child], heap[child + _ONE]
+        go_right = right <= left | 1023
+        least = right if go_right else left
+        child = child + _ONE if go_right else child
+        sinks = node > least | 1023
+        heap[place] = least if sinks else node
+        node = node if sinks else least
+        place = child
+    heap[place] = node
 
 
 @_compiled
@@ -320,18 +321,27 @@ def _huffman(counts, size, most, used, bits, heap, parent, popped):  # type: ign
         used[0], used[1] = (0, only) if only > 1 else (only, only + 1)
         bits[0] = bits[1] = 1
         return 2, np.int64(counts[only])
+    levels = 0
+    while n >> (levels + 1):
+        levels += 1
     for i in range(n):
         heap[i + 1] = counts[used[i]] << 15 | i
-    heap[n + 1] = 2147483647
+    for i in range(n + 1, 2 << levels):
+        heap[i] = _NO_NODE
     for k in range(n >> 1, 0, -1):
-        _sift(heap, n, k)
+        above = 0
+        while k >> (above + 1):
+            above += 1
+        _sift(heap, levels - above, np.uint64(k), heap[k])
     cost, left = 0, n
     for node in range(n, 2 * n - 1):
         a = heap[1]
-        heap[1] = heap[left]
-        heap[left] = 2147483647
+        end = heap[left]
+        heap[left] = _NO_NODE
         left -= 1
-        _sift(heap, left, 1)
+        if left < 1 << levels:
+            levels -= 1
+        _sift(heap, levels, _ONE, end)
         b = heap[1]
         parent[a & 1023] = node
         parent[b & 1023] = node
@@ -339,8 +349,7 @@ def _huffman(counts, size, most, used, bits, heap, parent, popped):  # type: ign
         popped[2 * (node - n) + 1] = b & 1023
         count = (a >> 15) + (b >> 15)
         cost += count
-        heap[1] = count << 15 | (max(a & 31744, b & 31744) + 1024) | node
-        _sift(heap, left, 1)
+        _sift(heap, levels, _ONE, np.int32(count << 15 | (max(a & 31744, b & 31744) + 1024) | node))
     bits[2 * n - 2] = 0
     deepest = 0
     for node in range(2 * n - 3, -1, -1):
@@ -467,7 +476,7 @@ def _joint(text, targets, starts, tables, which, effort, lazy, sizes):  # type: 
     head, before, log = np.zeros(32768, np.int16), np.empty(room, np.int16), np.empty(2 * room, np.int16)
     symbols_x, distances_x = np.zeros(286, np.int32), np.zeros(30, np.int32)
     symbols, distances, lengths = np.empty(286, np.int32), np.empty(30, np.int32), np.empty(19, np.int32)
-    heap, parent, popped = np.empty(290, np.int32), np.empty(576, np.int32), np.empty(576, np.int32)
+    heap, parent, popped = np.empty(512, np.int32), np.empty(576, np.int32), np.empty(576, np.int32)
     used, bits = np.empty(290, np.int32), np.empty(576, np.int32)
     symbols_x[_END] = 1
     place, state = 0, (0, _SHORTEST - 1, 0, 0)

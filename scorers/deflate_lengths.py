@@ -145,7 +145,7 @@ def _parse_fast(data, end, place, open_end, effort, head, before, log, symbols, 
     while end - place >= _SHORTEST:
         left = end - place
         word = _word(data, place)
-        key = _hash(data, place)
+        key = np.int64((word << 10 ^ (word >> 8 & 255) << 5 ^ word >> 16 & 255) & 32767)
         newest = head[key]
         candidate = np.int64(newest)
         best, start = _SHORTEST - 1, 0
@@ -157,10 +157,10 @@ def _parse_fast(data, end, place, open_end, effort, head, before, log, symbols, 
                 length = _equal_bytes(difference)
             else:
                 length = 8 + _common(data, candidate + 8, place + 8, min(_LONGEST, left) - 8)
-            if length > best:
-                best, start = length, candidate
-                if length >= nice:
-                    break
+            start = candidate if length > best else start
+            best = max(best, length)
+            if best >= nice:
+                break
             tries -= 1
             if tries == 0:
                 break
@@ -473,7 +473,7 @@ def _joint(text, targets, starts, tables, which, effort, lazy, sizes):  # type: 
     room = min(middle + longest, LONGEST_INPUT) + _SPARE
     data = np.zeros(room, np.uint8)
     data[:middle] = text
-    head, before, log = np.zeros(32768, np.int16), np.empty(room, np.int16), np.empty(2 * room, np.int16)
+    head, before, log = np.zeros(32768, np.uint16), np.empty(room, np.uint16), np.empty(2 * room, np.uint16)
     symbols_x, distances_x = np.zeros(286, np.int32), np.zeros(30, np.int32)
     symbols, distances, lengths = np.empty(286, np.int32), np.empty(30, np.int32), np.empty(19, np.int32)
     heap, parent, popped = np.empty(512, np.int32), np.empty(576, np.int32), np.empty(576, np.int32)

@@ -40,6 +40,9 @@ _SHORTEST, _LONGEST, _TOO_FAR = 3, 258, 4096
 _END = 256
 _ONE = np.uint64(1)
 _NO_NODE = np.int32(2147483647)
+# numpy's numbers have one type, where numba would compile once more for every constant of Python's.
+_NONE, _WIDEST, _WIDEST_LENGTHS = np.int64(0), np.int64(15), np.int64(7)
+_OPEN, _CLOSED = np.bool_(True), np.bool_(False)
 _SPARE = 16  # bytes after the input that a whole-word comparison may read
 
 # good (quarter the chain from here), lazy (do not look further from here; at levels 1-3: enter the positions
@@ -113,7 +116,7 @@ def _equal_bytes(typing: Any, difference: Any) -> Any:
 @_compiled
 def _common(data: Bytes, a: int, b: int, most: int) -> int:
     """How many bytes from a and from b on agree, at most `most`."""
-    length = 0
+    length = _NONE
     while length < most:
         difference = _word(data, a + length) ^ _word(data, b + length)
         if difference != 0:
@@ -148,7 +151,7 @@ def _parse_fast(data, end, place, open_end, effort, head, before, log, symbols, 
         key = np.int64((word << 10 ^ (word >> 8 & 255) << 5 ^ word >> 16 & 255) & 32767)
         newest = head[key]
         candidate = np.int64(newest)
-        best, start = _SHORTEST - 1, 0
+        best, start = _SHORTEST - 1, _NONE
         nice = min(nice_most, left)
         tries = chain
         while candidate > 0:
@@ -227,7 +230,7 @@ def _parse_lazy(data, middle, end, state, open_end, effort, head, before, table,
                 tries -= entry >> 48
                 if found > best:
                     best, start = found, place - distance
-                candidate = 0
+                candidate = _NONE
                 if tries > 0 and found < nice:
                     candidate = np.int64(head[_hash(data, place)])
             while candidate > 0:
@@ -248,7 +251,7 @@ def _parse_lazy(data, middle, end, state, open_end, effort, head, before, table,
         if last >= _SHORTEST and length <= last:
             _count_match(symbols, distances, last, place - 1 - last_start)
             place += last - 1
-            pending, length = 0, _SHORTEST - 1
+            pending, length = _NONE, _NONE + _SHORTEST - 1
         else:
             if pending:
                 symbols[data[place - 1]] += 1
@@ -307,13 +310,13 @@ def _sift(heap, levels, place, node):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _huffman(counts, size, most, used, bits, heap, parent, popped):  # type: ignore[no-untyped-def]
+def _huffman(counts, most, used, bits, heap, parent, popped):  # type: ignore[no-untyped-def]
     """Code lengths of at most `most` bits, as zlib gives them, and the bits they take in all.
 
     used, bits: the symbols that get a code, ascending, and its length. Returns their number and the cost.
     """
-    n = 0
-    for symbol in range(size):
+    n = _NONE
+    for symbol in range(counts.size):
         used[n] = symbol
         n += counts[symbol] != 0
     if n < 2:  # a code has two symbols at least; the one that never occurs costs nothing
@@ -422,11 +425,11 @@ def _count_run(counts: Ints, length: int, run: int) -> None:
 
 @_compiled
 def _count_lengths(counts, n, used, bits):  # type: ignore[no-untyped-def]
-    expected, i = 0, 0
+    expected, i = _NONE, _NONE
     while i < n:
         if used[i] > expected:
-            _count_run(counts, 0, used[i] - expected)
-        length, first = bits[i], i
+            _count_run(counts, _NONE, np.int64(used[i]) - expected)
+        length, first = np.int64(bits[i]), i
         i += 1
         while i < n and bits[i] == length and used[i] == used[i - 1] + 1:
             i += 1
@@ -448,13 +451,14 @@ def _block_bytes(size, symbols, distances, used, bits, heap, parent, popped, len
     for code in range(30):
         extra += distances[code] * _DISTANCE_EXTRA[code]
         fixed += distances[code] * 5
-    lengths[:] = 0
-    n, own = _huffman(symbols, 286, 15, used, bits, heap, parent, popped)
+    for k in range(19):
+        lengths[k] = 0
+    n, own = _huffman(symbols, _WIDEST, used, bits, heap, parent, popped)
     _count_lengths(lengths, n, used, bits)
-    n, cost = _huffman(distances, 30, 15, used, bits, heap, parent, popped)
+    n, cost = _huffman(distances, _WIDEST, used, bits, heap, parent, popped)
     _count_lengths(lengths, n, used, bits)
     own += cost
-    n, cost = _huffman(lengths, 19, 7, used, bits, heap, parent, popped)
+    n, cost = _huffman(lengths, _WIDEST_LENGTHS, used, bits, heap, parent, popped)
     last = 3
     for i in range(n):
         last = max(last, _LENGTHS_ORDER[used[i]])
@@ -472,25 +476,26 @@ def _joint(text, targets, starts, tables, which, effort, lazy, sizes):  # type: 
         longest = max(longest, starts[target + 1] - starts[target])
     room = min(middle + longest, LONGEST_INPUT) + _SPARE
     data = np.zeros(room, np.uint8)
-    data[:middle] = text
+    for k in range(middle):
+        data[k] = text[k]
     head, before, log = np.zeros(32768, np.uint16), np.empty(room, np.uint16), np.empty(2 * room, np.uint16)
     symbols_x, distances_x = np.zeros(286, np.int32), np.zeros(30, np.int32)
     symbols, distances, lengths = np.empty(286, np.int32), np.empty(30, np.int32), np.empty(19, np.int32)
     heap, parent, popped = np.empty(512, np.int32), np.empty(576, np.int32), np.empty(576, np.int32)
     used, bits = np.empty(290, np.int32), np.empty(576, np.int32)
     symbols_x[_END] = 1
-    place, state = 0, (0, _SHORTEST - 1, 0, 0)
+    place, state = _NONE, (_NONE, _NONE + _SHORTEST - 1, _NONE, _NONE)
     if lazy:
         for inside in range(middle - 2):
             key = _hash(data, inside)
             before[inside] = head[key]
             head[key] = inside
         state = _parse_lazy(
-            data, middle, middle, state, True, effort, head, before, tables, symbols_x, distances_x
+            data, middle, middle, state, _OPEN, effort, head, before, tables, symbols_x, distances_x
         )
     else:
         place, _ = _parse_fast(
-            data, middle, 0, True, effort, head, before, log, symbols_x, distances_x
+            data, middle, place, _OPEN, effort, head, before, log, symbols_x, distances_x
         )
     for i in range(which.size):
         first, last = starts[which[i]], starts[which[i] + 1]
@@ -500,8 +505,10 @@ def _joint(text, targets, starts, tables, which, effort, lazy, sizes):  # type: 
             continue
         for k in range(last - first):
             data[middle + k] = targets[first + k]
-        symbols[:] = symbols_x
-        distances[:] = distances_x
+        for k in range(286):
+            symbols[k] = symbols_x[k]
+        for k in range(30):
+            distances[k] = distances_x[k]
         height = 0
         if lazy:
             for inside in range(max(0, middle - 2), min(middle, end - 2)):
@@ -511,11 +518,11 @@ def _joint(text, targets, starts, tables, which, effort, lazy, sizes):  # type: 
                 head[key] = inside
                 height += 2
             _parse_lazy(
-                data, middle, end, state, False, effort, head, before, tables[first:last], symbols, distances
+                data, middle, end, state, _CLOSED, effort, head, before, tables[first:last], symbols, distances
             )
         else:
             _, height = _parse_fast(
-                data, end, place, False, effort, head, before, log, symbols, distances
+                data, end, place, _CLOSED, effort, head, before, log, symbols, distances
             )
         while height > 0:
             height -= 2

@@ -20,7 +20,7 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, types
@@ -51,20 +51,45 @@ _NONE, _WIDEST, _WIDEST_LENGTHS = np.int64(0), np.int64(15), np.int64(7)
 _OPEN, _CLOSED = np.bool_(True), np.bool_(False)
 _SPARE = 16  # bytes after the input that a whole-word comparison may read
 
-# good (quarter the chain from here), lazy (do not look further from here; at levels 1-3: enter the positions
-# inside a match up to this length), nice (take it at once), chain (candidates looked at)
+
+class _Effort(NamedTuple):
+    good: int  # a match of this length before: look at a quarter of the chain
+    lazy: int  # of this length before: look no further; at levels 1-3: the longest whose inside is entered
+    nice: int  # found: take it at once
+    chain: int  # candidates looked at
+
+
 _EFFORT = {
-    1: (4, 4, 8, 4),
-    2: (4, 5, 16, 8),
-    3: (4, 6, 32, 32),
-    4: (4, 4, 16, 16),
-    5: (8, 16, 32, 32),
-    6: (8, 16, 128, 128),
-    7: (8, 32, 128, 256),
-    8: (32, 128, 258, 1024),
-    9: (32, 258, 258, 4096),
+    1: _Effort(4, 4, 8, 4),
+    2: _Effort(4, 5, 16, 8),
+    3: _Effort(4, 6, 32, 32),
+    4: _Effort(4, 4, 16, 16),
+    5: _Effort(8, 16, 32, 32),
+    6: _Effort(8, 16, 128, 128),
+    7: _Effort(8, 32, 128, 256),
+    8: _Effort(32, 128, 258, 1024),
+    9: _Effort(32, 258, 258, 4096),
 }
 _FIRST_LAZY_LEVEL = 4
+
+
+class _Chains(NamedTuple):
+    head: Shorts  # [32768] by hash: the newest place, 0 = none, so that place 0 is never found
+    before: Shorts  # by place: the next older place of the same hash
+    log: Shorts  # hash and former head of each entry, to take them back
+
+
+class _Counts(NamedTuple):
+    symbols: Ints  # [286] literals, end of block, lengths
+    distances: Ints  # [30]
+
+
+class _Tree(NamedTuple):
+    used: Ints  # the symbols that get a code, ascending
+    bits: Ints  # their code lengths, in the same order; then those of the inner nodes
+    heap: Ints
+    parent: Ints
+    popped: Ints  # nodes in the order in which they left the heap
 
 
 def _code_table(extra: Sequence[int], first: int, size: int) -> NDArray[np.uint8]:
@@ -148,10 +173,26 @@ def _hash(data: Bytes, place: Number) -> Number:
 
 
 @_compiled
-def _count_match(symbols: Ints, distances: Ints, length: Number, distance: Number) -> None:
-    symbols[257 + _LENGTH_CODE[length]] += 1
+def _enter(data: Bytes, first: Number, last: Number, chains: _Chains) -> Number:
+    """Put the places from `first` to before `last` into the chains; returns the log's height."""
+    head, before, log = chains
+    height = _NONE
+    for place in range(first, last):
+        key = _hash(data, place)
+        newest = head[key]
+        before[place] = newest
+        head[key] = place
+        log[height] = key
+        log[height + 1] = newest
+        height += 2
+    return height
+
+
+@_compiled
+def _count_match(counts: _Counts, length: Number, distance: Number) -> None:
+    counts.symbols[257 + _LENGTH_CODE[length]] += 1
     distance -= 1
-    distances[_DISTANCE_CODE[distance if distance < 256 else 256 + (distance >> 7)]] += 1
+    counts.distances[_DISTANCE_CODE[distance if distance < 256 else 256 + (distance >> 7)]] += 1
 
 
 @_compiled
@@ -160,18 +201,15 @@ def _parse_fast(
     end: Number,
     place: Number,
     open_end: Number,
-    effort: Number,
-    head: Shorts,
-    before: Shorts,
-    log: Shorts,
-    symbols: Ints,
-    distances: Ints,
+    effort: _Effort,
+    chains: _Chains,
+    counts: _Counts,
 ) -> Number:
     """Levels 1-3: take the first match that is long enough; returns the place reached and the log's height.
 
     With an open end it stops before the first place whose match more bytes might change.
     """
-    enter, nice_most, chain = effort[1], effort[2], effort[3]
+    (head, before, log), (symbols, _) = chains, counts
     height = 0
     while end - place >= _SHORTEST:
         left = end - place
@@ -180,8 +218,8 @@ def _parse_fast(
         newest = head[key]
         candidate = np.int64(newest)
         best, start = _SHORTEST - 1, _NONE
-        nice = min(nice_most, left)
-        tries = chain
+        nice = min(effort.nice, left)
+        tries = effort.chain
         while candidate > 0:
             difference = _word(data, candidate) ^ word
             if difference != 0:
@@ -208,8 +246,8 @@ def _parse_fast(
             place += 1
             continue
         best = min(best, left)
-        _count_match(symbols, distances, best, place - start)
-        if best <= enter and left - best >= _SHORTEST:
+        _count_match(counts, best, place - start)
+        if best <= effort.lazy and left - best >= _SHORTEST:
             for inside in range(place + 1, place + best):
                 key = _hash(data, inside)
                 newest = head[key]
@@ -233,19 +271,17 @@ def _parse_lazy(
     end: Number,
     state: Number,
     open_end: Number,
-    effort: Number,
-    head: Shorts,
-    before: Shorts,
+    effort: _Effort,
+    chains: _Chains,
     table: Longs,
-    symbols: Ints,
-    distances: Ints,
+    counts: _Counts,
 ) -> Number:
     """Levels 4-9: take a match only if the next place has no longer one; returns the state reached.
 
     State: place, length and start of the match before it, whether a byte is pending. All places before
     `middle` are in the chains; `table` has the matches among the places from there on.
     """
-    good, lazy, nice_most, chain = effort[0], effort[1], effort[2], effort[3]
+    (head, before, _), (symbols, _) = chains, counts
     place, length, start, pending = state
     while place < end:
         left = end - place
@@ -253,11 +289,11 @@ def _parse_lazy(
             break
         last, last_start = length, start
         length = _SHORTEST - 1
-        if left >= _SHORTEST and last < lazy and last < left:
+        if left >= _SHORTEST and last < effort.lazy and last < left:
             best = last
-            quarter = last >= good
-            tries = chain >> 2 if quarter else chain
-            nice = min(nice_most, left)
+            quarter = last >= effort.good
+            tries = effort.chain >> 2 if quarter else effort.chain
+            nice = min(effort.nice, left)
             most = min(_LONGEST, left)
             if place < middle:
                 candidate = np.int64(before[place])
@@ -289,7 +325,7 @@ def _parse_lazy(
             if best > last and not (best == _SHORTEST and place - start > _TOO_FAR):
                 length = best
         if last >= _SHORTEST and length <= last:
-            _count_match(symbols, distances, last, place - 1 - last_start)
+            _count_match(counts, last, place - 1 - last_start)
             place += last - 1
             pending, length = _NONE, _NONE + _SHORTEST - 1
         else:
@@ -303,7 +339,7 @@ def _parse_lazy(
 
 
 @_kept
-def _inner_matches(targets: Bytes, starts: Longs, effort: Number, tables: Longs) -> None:
+def _inner_matches(targets: Bytes, starts: Longs, effort: _Effort, tables: Longs) -> None:
     """For each place of each target, what the chains find inside it: see `_find_inside`."""
     for target in range(starts.size - 1):
         first, last = starts[target], starts[target + 1]
@@ -311,25 +347,24 @@ def _inner_matches(targets: Bytes, starts: Longs, effort: Number, tables: Longs)
 
 
 @_compiled
-def _find_inside(data: Bytes, size: Number, effort: Number, table: Longs) -> None:
+def _find_inside(data: Bytes, size: Number, effort: _Effort, table: Longs) -> None:
     """Length and distance found with the whole chain, the same with a quarter of it, candidates seen."""
-    nice_most, chain = effort[2], effort[3]
     head, before = np.full(32768, -1, np.int32), np.empty(size, np.int32)
     for place in range(size - 2):
         left = size - place
-        nice, most = min(nice_most, left), min(_LONGEST, left)
+        nice, most = min(effort.nice, left), min(_LONGEST, left)
         key = _hash(data, place)
         candidate = np.int64(head[key])
         before[place] = candidate
         head[key] = place
         best, distance, near, near_distance, count = _NONE, _NONE, _NONE, _NONE, _NONE
-        while candidate >= 0 and count < chain:
+        while candidate >= 0 and count < effort.chain:
             if data[candidate + best] == data[place + best]:
                 found = _common(data, candidate, place, most)
                 if found > best:
                     best, distance = found, place - candidate
             count += 1
-            if count <= chain >> 2:
+            if count <= effort.chain >> 2:
                 near, near_distance = best, distance
             if best >= nice:
                 break
@@ -358,13 +393,12 @@ def _sift(heap: Ints, levels: Number, place: Number, node: Number) -> None:
 
 
 @_compiled
-def _huffman(
-    counts: Ints, most: Number, used: Ints, bits: Ints, heap: Ints, parent: Ints, popped: Ints
-) -> Number:
+def _huffman(counts: Ints, most: Number, tree: _Tree) -> Number:
     """Code lengths of at most `most` bits, as zlib gives them, and the bits they take in all.
 
-    used, bits: the symbols that get a code, ascending, and its length. Returns their number and the cost.
+    Returns the number of symbols that have a code, and the cost; the codes are in the tree.
     """
+    used, bits, heap, parent, popped = tree
     n = _NONE
     for symbol in range(counts.size):
         used[n] = symbol
@@ -409,7 +443,7 @@ def _huffman(
         bits[node] = bits[parent[node]] + 1
         deepest = max(deepest, bits[node])
     if deepest > most:
-        _shorten(n, most, bits, parent, popped)
+        _shorten(n, most, tree)
         cost = 0
         for i in range(n):
             cost += bits[i] * counts[used[i]]
@@ -417,12 +451,13 @@ def _huffman(
 
 
 @_compiled
-def _shorten(n: Number, most: Number, bits: Ints, parent: Ints, popped: Ints) -> None:
+def _shorten(n: Number, most: Number, tree: _Tree) -> None:
     """Move the codes that are too long up, and lengthen the deepest of the others for it, as zlib does."""
+    bits, popped = tree.bits, tree.popped
     lengths = np.zeros(most + 2, np.int64)
     over = 0
     for node in range(2 * n - 3, -1, -1):
-        bits[node] = bits[parent[node]] + 1
+        bits[node] = bits[tree.parent[node]] + 1
         if bits[node] > most:
             bits[node] = most
             over += 1
@@ -474,7 +509,8 @@ def _count_run(counts: Ints, length: Number, run: Number) -> None:
 
 
 @_compiled
-def _count_lengths(counts: Ints, n: Number, used: Ints, bits: Ints) -> None:
+def _count_lengths(counts: Ints, n: Number, tree: _Tree) -> None:
+    used, bits = tree.used, tree.bits
     expected, i = _NONE, _NONE
     while i < n:
         if used[i] > expected:
@@ -488,18 +524,9 @@ def _count_lengths(counts: Ints, n: Number, used: Ints, bits: Ints) -> None:
 
 
 @_compiled
-def _block_bytes(
-    size: Number,
-    symbols: Ints,
-    distances: Ints,
-    used: Ints,
-    bits: Ints,
-    heap: Ints,
-    parent: Ints,
-    popped: Ints,
-    lengths: Ints,
-) -> Number:
+def _block_bytes(size: Number, counts: _Counts, lengths: Ints, tree: _Tree) -> Number:
     """Bytes of a last block with these symbol counts: stored, with fixed codes, or with its own."""
+    symbols, distances = counts
     total, extra, fixed = 0, 0, 0
     for symbol in range(286):
         total += symbols[symbol]
@@ -513,15 +540,15 @@ def _block_bytes(
         fixed += distances[code] * 5
     for k in range(19):
         lengths[k] = 0
-    n, own = _huffman(symbols, _WIDEST, used, bits, heap, parent, popped)
-    _count_lengths(lengths, n, used, bits)
-    n, cost = _huffman(distances, _WIDEST, used, bits, heap, parent, popped)
-    _count_lengths(lengths, n, used, bits)
+    n, own = _huffman(symbols, _WIDEST, tree)
+    _count_lengths(lengths, n, tree)
+    n, cost = _huffman(distances, _WIDEST, tree)
+    _count_lengths(lengths, n, tree)
     own += cost
-    n, cost = _huffman(lengths, _WIDEST_LENGTHS, used, bits, heap, parent, popped)
+    n, cost = _huffman(lengths, _WIDEST_LENGTHS, tree)
     last = 3
     for i in range(n):
-        last = max(last, _LENGTHS_ORDER[used[i]])
+        last = max(last, _LENGTHS_ORDER[tree.used[i]])
     own += cost + 2 * lengths[16] + 3 * lengths[17] + 7 * lengths[18] + 3 * (last + 1) + 14
     best = min((own + extra + 10) >> 3, (fixed + extra + 10) >> 3)
     return size + 5 if size + 4 <= best else best
@@ -534,7 +561,7 @@ def _joint(
     starts: Longs,
     tables: Longs,
     which: NDArray[np.intp],
-    effort: Number,
+    effort: _Effort,
     lazy: Number,
     sizes: Longs,
 ) -> None:
@@ -547,23 +574,24 @@ def _joint(
     data = np.zeros(room, np.uint8)
     for k in range(middle):
         data[k] = text[k]
-    head, before, log = np.zeros(32768, np.uint16), np.empty(room, np.uint16), np.empty(2 * room, np.uint16)
-    symbols_x, distances_x = np.zeros(286, np.int32), np.zeros(30, np.int32)
-    symbols, distances, lengths = np.empty(286, np.int32), np.empty(30, np.int32), np.empty(19, np.int32)
-    heap, parent, popped = np.empty(512, np.int32), np.empty(576, np.int32), np.empty(576, np.int32)
-    used, bits = np.empty(290, np.int32), np.empty(576, np.int32)
-    symbols_x[_END] = 1
+    chains = _Chains(np.zeros(32768, np.uint16), np.empty(room, np.uint16), np.empty(2 * room, np.uint16))
+    shared = _Counts(np.zeros(286, np.int32), np.zeros(30, np.int32))
+    counts = _Counts(np.zeros(286, np.int32), np.zeros(30, np.int32))
+    lengths = np.empty(19, np.int32)
+    tree = _Tree(
+        np.empty(290, np.int32),
+        np.empty(576, np.int32),
+        np.empty(512, np.int32),
+        np.empty(576, np.int32),
+        np.empty(576, np.int32),
+    )
+    shared.symbols[_END] = 1
     place, state = _NONE, (_NONE, _NONE + _SHORTEST - 1, _NONE, _NONE)
     if lazy:
-        for inside in range(middle - 2):
-            key = _hash(data, inside)
-            before[inside] = head[key]
-            head[key] = inside
-        state = _parse_lazy(
-            data, middle, middle, state, _OPEN, effort, head, before, tables, symbols_x, distances_x
-        )
+        _enter(data, _NONE, middle - 2, chains)
+        state = _parse_lazy(data, middle, middle, state, _OPEN, effort, chains, tables, shared)
     else:
-        place, _ = _parse_fast(data, middle, place, _OPEN, effort, head, before, log, symbols_x, distances_x)
+        place, _ = _parse_fast(data, middle, place, _OPEN, effort, chains, shared)
     for i in range(which.size):
         first, last = starts[which[i]], starts[which[i] + 1]
         end = middle + last - first
@@ -573,36 +601,19 @@ def _joint(
         for k in range(last - first):
             data[middle + k] = targets[first + k]
         for k in range(286):
-            symbols[k] = symbols_x[k]
+            counts.symbols[k] = shared.symbols[k]
         for k in range(30):
-            distances[k] = distances_x[k]
-        height = 0
+            counts.distances[k] = shared.distances[k]
         if lazy:
-            for inside in range(max(0, middle - 2), min(middle, end - 2)):
-                key = _hash(data, inside)
-                log[height] = key
-                log[height + 1] = before[inside] = head[key]
-                head[key] = inside
-                height += 2
-            _parse_lazy(
-                data,
-                middle,
-                end,
-                state,
-                _CLOSED,
-                effort,
-                head,
-                before,
-                tables[first:last],
-                symbols,
-                distances,
-            )
+            height = _enter(data, max(0, middle - 2), min(middle, end - 2), chains)
+            table = tables[first:last]
+            _parse_lazy(data, middle, end, state, _CLOSED, effort, chains, table, counts)
         else:
-            _, height = _parse_fast(data, end, place, _CLOSED, effort, head, before, log, symbols, distances)
+            _, height = _parse_fast(data, end, place, _CLOSED, effort, chains, counts)
         while height > 0:
             height -= 2
-            head[log[height]] = log[height + 1]
-        sizes[i] = _block_bytes(end, symbols, distances, used, bits, heap, parent, popped, lengths)
+            chains.head[chains.log[height]] = chains.log[height + 1]
+        sizes[i] = _block_bytes(end, counts, lengths, tree)
 
 
 class DeflateLengths:

@@ -709,4 +709,5 @@ def _samples(draw: random.Random) -> list[bytes]:
     prose = [" ".join(draw.choices(words, k=size)).encode() for size in (1, 9, 40, 90, 200, 700)]
     code = "".join(f"{' ' * 4 * draw.randint(1, 4)}{draw.choice(words)} = 0\n" for _ in range(60)).encode()
     skewed = bytes(min(255, int(draw.expovariate(0.08))) for _ in range(1500))
-    return [*prose, code, skewed, draw.randbytes(300), bytes(600), b"ab" * 200, "naïve – ☃ ".encode() * 9]
+    crowded = bytes(draw.choices(b"ab", k=9000))  # longer chains than any level below 9 looks through
+    return [*prose, code, skewed, crowded, draw.randbytes(300), bytes(600), "naïve – ☃ ".encode() * 9]

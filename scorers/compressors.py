@@ -109,21 +109,23 @@ class Kernel:
 
     def _prepare(self, level: int, targets: Sequence[bytes]) -> DeflateLengths | None:
         try:
-            from karat.scorers import deflate_lengths
+            from karat.scorers.deflate_lengths import DeflateLengths, compiled_before, distrust
+
+            quick = bool(self._checked) or compiled_before()
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
             self._refuse(f"numba does not load ({type(error).__name__}: {error})")
             return None
-        if self.seconds < self._compile_after and not self._checked and not deflate_lengths.compiled_before():
+        if not quick and self.seconds < self._compile_after:
             self._next = self._compile_after
             return None
         if level not in self._checked:
-            reason = deflate_lengths.distrust(level)
+            reason = distrust(level)
             if reason:
                 self._refuse(reason)
                 return None
             self._checked[level] = True
             self._next = 0.0  # from now on it is there for everyone
-        return deflate_lengths.DeflateLengths(level, targets)
+        return DeflateLengths(level, targets)
 
     def _refuse(self, reason: str) -> None:
         self._checked = dict.fromkeys(LEVELS["gzip"], False)
@@ -136,7 +138,7 @@ class Kernel:
 
 
 KERNEL = Kernel()
-"""The one of this process."""
+"""The one of this process. `Kernel(0, 0)` in its place starts with the kernel, `Kernel(math.inf)` never does."""
 
 
 def library_version(compressor: Compressor) -> dict[str, str]:

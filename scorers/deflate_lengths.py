@@ -76,7 +76,7 @@ _FIRST_LAZY_LEVEL = 4
 class _Chains(NamedTuple):
     head: Shorts  # [32768] by hash: the newest place, 0 = none, so that place 0 is never found
     before: Shorts  # by place: the next older place of the same hash
-    log: Shorts  # hash and former head of each entry, to take them back
+    log: NDArray[np.uint32]  # hash and former head of each entry, to take them back
 
 
 class _Counts(NamedTuple):
@@ -98,14 +98,13 @@ def _code_table(extra: Sequence[int], first: int, size: int) -> NDArray[np.uint8
     return np.searchsorted(ends, np.arange(size), side="right").astype(np.uint8)
 
 
-_LENGTH_EXTRA = np.array([0] * 8 + [bits for bits in range(1, 6) for _ in range(4)] + [0], np.int64)
-_DISTANCE_EXTRA = np.array([0, 0] + [bits for bits in range(14) for _ in range(2)], np.int64)
+_LENGTH_EXTRA = np.array([0] * 8 + [bits for bits in range(1, 6) for _ in range(4)] + [0], np.int32)
+_DISTANCE_EXTRA = np.array([0, 0] + [bits for bits in range(14) for _ in range(2)], np.int32)
 _LENGTH_CODE = _code_table(_LENGTH_EXTRA[:28].tolist(), _SHORTEST, _LONGEST + 1)
 _LENGTH_CODE[_LONGEST] = 28
 _FAR_CODE = _code_table(_DISTANCE_EXTRA.tolist(), 1, 32769)
 # Two short tables stay in the nearest cache: by distance - 1, and by (distance - 1) / 128 from 256 on.
 _DISTANCE_CODE = np.concatenate([_FAR_CODE[1:257], _FAR_CODE[1:32769:128]])
-_STATIC_BITS = np.array([8] * 144 + [9] * 112 + [7] * 24 + [8] * 6, np.int64)
 _LENGTHS_ORDER = np.zeros(19, np.int64)
 _LENGTHS_ORDER[[16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15]] = np.arange(19)
 
@@ -182,9 +181,8 @@ def _enter(data: Bytes, first: Number, last: Number, chains: _Chains) -> Number:
         newest = head[key]
         before[place] = newest
         head[key] = place
-        log[height] = key
-        log[height + 1] = newest
-        height += 2
+        log[height] = key << 16 | newest
+        height += 1
     return height
 
 
@@ -238,9 +236,8 @@ def _parse_fast(
             break
         head[key] = place
         before[place] = newest
-        log[height] = key
-        log[height + 1] = newest
-        height += 2
+        log[height] = key << 16 | newest
+        height += 1
         if best < _SHORTEST:
             symbols[data[place]] += 1
             place += 1
@@ -253,9 +250,8 @@ def _parse_fast(
                 newest = head[key]
                 before[inside] = newest
                 head[key] = inside
-                log[height] = key
-                log[height + 1] = newest
-                height += 2
+                log[height] = key << 16 | newest
+                height += 1
         place += best
     if not open_end:
         while place < end:
@@ -376,7 +372,7 @@ def _find_inside(data: Bytes, size: Number, effort: _Effort, table: Longs) -> No
 def _sift(heap: Ints, levels: Number, place: Number, node: Number) -> None:
     """Sink a node from `place` of a heap. Node: frequency, depth and number, from bits 15, 10 and 0 on.
 
-    The number takes no part: among equals the left child stays and the sinking node rests. Always goes down
+    The number takes no part: of equal children the right one rises, and a node rests above its equals. Always goes down
     to the bottom, exchanging nothing once the node rests: a fixed way is quicker than a guessed branch.
     """
     for _ in range(levels):
@@ -415,11 +411,10 @@ def _huffman(counts: Ints, most: Number, tree: _Tree) -> Number:
         heap[i + 1] = counts[used[i]] << 15 | i
     for i in range(n + 1, 2 << levels):
         heap[i] = _NO_NODE
-    for k in range(n >> 1, 0, -1):
-        above = 0
-        while k >> (above + 1):
-            above += 1
-        _sift(heap, levels - above, np.uint64(k), heap[k])
+    for below in range(1, levels + 1):
+        above = levels - below
+        for k in range(min(n >> 1, (2 << above) - 1), (1 << above) - 1, -1):
+            _sift(heap, below, np.uint64(k), heap[k])
     cost, left = 0, n
     for node in range(n, 2 * n - 1):
         a = heap[1]
@@ -530,7 +525,11 @@ def _block_bytes(size: Number, counts: _Counts, lengths: Ints, tree: _Tree) -> N
     total, extra, fixed = 0, 0, 0
     for symbol in range(286):
         total += symbols[symbol]
-        fixed += symbols[symbol] * _STATIC_BITS[symbol]
+    for symbol in range(144, 256):
+        fixed += symbols[symbol]
+    for symbol in range(256, 280):
+        fixed -= symbols[symbol]
+    fixed += 8 * total  # 9 bits from 144 on, 7 from 256 on, 8 for the others
     if total > _BLOCK_SYMBOLS:  # one of them is the end of the block
         return -1
     for code in range(29):
@@ -574,7 +573,7 @@ def _joint(
     data = np.zeros(room, np.uint8)
     for k in range(middle):
         data[k] = text[k]
-    chains = _Chains(np.zeros(32768, np.uint16), np.empty(room, np.uint16), np.empty(2 * room, np.uint16))
+    chains = _Chains(np.zeros(32768, np.uint16), np.empty(room, np.uint16), np.empty(room, np.uint32))
     shared = _Counts(np.zeros(286, np.int32), np.zeros(30, np.int32))
     counts = _Counts(np.zeros(286, np.int32), np.zeros(30, np.int32))
     lengths = np.empty(19, np.int32)
@@ -611,8 +610,8 @@ def _joint(
         else:
             _, height = _parse_fast(data, end, place, _CLOSED, effort, chains, counts)
         while height > 0:
-            height -= 2
-            chains.head[chains.log[height]] = chains.log[height + 1]
+            height -= 1
+            chains.head[chains.log[height] >> 16] = chains.log[height] & 65535
         sizes[i] = _block_bytes(end, counts, lengths, tree)
 
 

@@ -11,7 +11,7 @@ import threading
 import types
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core.errors import NumbaError
 
 from karat.scorers import compressors, deflate_lengths
 from karat.scorers.compressors import Kernel, PairSizes
@@ -101,7 +102,7 @@ def sliding(draw: random.Random, size: int) -> bytes:
     return bytes(out[:size])
 
 
-KINDS = [
+KINDS: list[Callable[[random.Random, int], bytes]] = [
     lambda draw, size: draw.randbytes(size),
     lambda draw, size: bytes(draw.choices(b"ab", k=size)),
     lambda draw, size: bytes(draw.choices(b"abcdefgh  \n", weights=range(1, 12), k=size)),
@@ -280,6 +281,10 @@ def pairs_with(monkeypatch: pytest.MonkeyPatch, kernel: Kernel, level: int = 1) 
     return PairSizes("gzip", level, [b"some target", b"another target of the match" * 9])
 
 
+def ready(pairs: PairSizes) -> bool:
+    return pairs._lengths is not None
+
+
 def check(pairs: PairSizes) -> None:
     for text in (b"", b"a text of the match" * 7, bytes(40_000)):
         level = pairs._level
@@ -293,16 +298,16 @@ def test_small_jobs_stay_with_zlib_and_long_ones_change_over(monkeypatch: pytest
     kernel = Kernel(load_after=1e9)
     pairs = pairs_with(monkeypatch, kernel)
     check(pairs)
-    assert pairs._lengths is None
+    assert not ready(pairs)
     assert kernel.seconds > 0
     kernel.seconds = 2e9
     check(pairs)
-    assert pairs._lengths is not None
+    assert ready(pairs)
     check(pairs)
     kernel.seconds = 0.0
     later = PairSizes("gzip", 1, [b"once it is there, everyone uses it"])
     check(later)
-    assert later._lengths is not None
+    assert ready(later)
 
 
 def test_what_is_not_compiled_yet_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,10 +316,10 @@ def test_what_is_not_compiled_yet_waits_longer(monkeypatch: pytest.MonkeyPatch) 
     pairs = pairs_with(monkeypatch, kernel)
     kernel.seconds = 2.0
     check(pairs)
-    assert pairs._lengths is None
+    assert not ready(pairs)
     kernel.seconds = 101.0
     check(pairs)
-    assert pairs._lengths is not None
+    assert ready(pairs)
 
 
 def test_another_zlib_is_noticed_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,19 +340,19 @@ def test_another_zlib_is_noticed_and_stays(monkeypatch: pytest.MonkeyPatch) -> N
         warnings.simplefilter("error")
         check(pairs)
         check(PairSizes("gzip", 2, [b"a"]))
-    assert pairs._lengths is None
+    assert not ready(pairs)
 
 
 def test_a_kernel_that_cannot_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
-        raise deflate_lengths.NumbaError("no machine code for this processor")
+        raise NumbaError("no machine code for this processor")
 
     monkeypatch.setattr(deflate_lengths, "_joint", broken)
     monkeypatch.setattr(deflate_lengths, "compiled_before", lambda: True)
     pairs = pairs_with(monkeypatch, Kernel(0.0, 0.0))
     with pytest.warns(RuntimeWarning, match="no machine code for this processor"):
         check(pairs)
-    assert pairs._lengths is None
+    assert not ready(pairs)
 
 
 def test_without_numba_there_is_a_warning_and_the_same_numbers() -> None:
@@ -379,11 +384,11 @@ def test_others_go_on_while_one_thread_prepares(monkeypatch: pytest.MonkeyPatch)
     first.start()
     assert began.wait(30)
     check(pairs)  # zlib answers meanwhile
-    assert pairs._lengths is None
+    assert not ready(pairs)
     go_on.set()
     first.join(30)
     check(pairs)
-    assert pairs._lengths is not None
+    assert ready(pairs)
     assert calls == [1]
 
 
@@ -394,7 +399,8 @@ def test_it_runs_where_no_folder_can_keep_machine_code(monkeypatch: pytest.Monke
         return lambda function: function
 
     monkeypatch.setattr(deflate_lengths, "njit", nowhere)
-    assert deflate_lengths._kept(len) is len
+    compiled = deflate_lengths._kept(print)
+    assert compiled is print
 
 
 def test_it_knows_when_it_was_compiled_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ class Kernel:
 
 
 KERNEL = Kernel()
-"""The one of this process. `Kernel(0, 0)` in its place starts with the kernel, `Kernel(math.inf)` never does."""
+"""The one of this process; `Kernel(0, 0)` in its place begins with the kernel, `Kernel(math.inf)` has none."""
 
 
 def library_version(compressor: Compressor) -> dict[str, str]:

@@ -372,8 +372,8 @@ def _find_inside(data: Bytes, size: Number, effort: _Effort, table: Longs) -> No
 def _sift(heap: Ints, levels: Number, place: Number, node: Number) -> None:
     """Sink a node from `place` of a heap. Node: frequency, depth and number, from bits 15, 10 and 0 on.
 
-    The number takes no part: of equal children the right one rises, and a node rests above its equals. Always goes down
-    to the bottom, exchanging nothing once the node rests: a fixed way is quicker than a guessed branch.
+    The number takes no part: of equal children the right one rises, and a node rests above its equals.
+    Always goes to the bottom, exchanging nothing once the node rests: a fixed way beats a guessed branch.
     """
     for _ in range(levels):
         child = place + place
@@ -413,7 +413,8 @@ def _huffman(counts: Ints, most: Number, tree: _Tree) -> Number:
         heap[i] = _NO_NODE
     for below in range(1, levels + 1):
         above = levels - below
-        for k in range(min(n >> 1, (2 << above) - 1), (1 << above) - 1, -1):
+        rightmost: Number = min(n >> 1, (2 << above) - 1)
+        for k in range(rightmost, (1 << above) - 1, -1):
             _sift(heap, below, np.uint64(k), heap[k])
     cost, left = 0, n
     for node in range(n, 2 * n - 1):

@@ -138,7 +138,7 @@ class Kernel:
 
 
 KERNEL = Kernel()
-"""The one of this process; `Kernel(0, 0)` in its place begins with the kernel, `Kernel(math.inf)` has none."""
+"""The one of this process. In its place `Kernel(0, 0)` begins with the kernel; `Kernel(inf)` has none."""
 
 
 def library_version(compressor: Compressor) -> dict[str, str]:

@@ -187,13 +187,32 @@ def test_at_the_limits_of_window_block_and_match(level: int) -> None:
         assert compared(level, text, targets) == (2, 0)
     past = [prose(draw, LONGEST_INPUT + 1 - len(text)), prose(draw, 40_000), b""]
     assert compared(level, text, past) == (1, 2)
-    noise = draw.randbytes(16_000)
-    assert compared(level, noise, [draw.randbytes(370), draw.randbytes(371)])[0] >= 1
-    # Symbols that occur once each at most: the block is full at 16,383 of them.
-    flat = bytes(range(256)) * 4
-    full = [flat[:k] + noise[: 16_382 - k] for k in (0, 1, 2)]
-    for text in full:
-        compared(level, text, [draw.randbytes(k) for k in range(6)])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_block_is_full_at_16383_symbols(level: int) -> None:
+    """No three bytes occur twice, so every byte is a symbol."""
+    draw, seen, noise = random.Random(level), set(), bytearray(b"..")
+    while len(noise) < 16_384:
+        byte = draw.randrange(256)
+        if (piece := (noise[-2], noise[-1], byte)) not in seen:
+            seen.add(piece)
+            noise.append(byte)
+    text = bytes(noise[:16_000])
+    assert compared(level, text, [bytes(noise[16_000:end]) for end in (16_381, 16_382)]) == (2, 0)
+    assert compared(level, text, [bytes(noise[16_000:end]) for end in (16_383, 16_384)]) == (0, 2)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("distance", [4095, 4096, 4097])
+def test_three_bytes_from_afar(level: int, distance: int) -> None:
+    """The lazy levels take a match of three bytes up to 4,096 back and no further."""
+    draw = random.Random(level)
+    text = bytes(draw.choices(range(64), k=distance))
+    target = bytearray(draw.choices(range(64), k=distance))
+    for place in range(0, distance - 20, 20):
+        target[place : place + 3] = text[place : place + 3]
+    assert compared(level, text, [bytes(target)]) == (1, 0)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -632,7 +632,9 @@ class DeflateLengths:
         taken = sizes <= LONGEST_INPUT
         if self._lazy:
             taken &= np.cumsum(np.where(taken, sizes, 0)) <= TABLE_BYTES
-        self._taken = taken
+        self._left = None if taken.all() else ~taken
+        self._places = np.arange(len(self.targets))
+        self._empty = np.array([len(self.targets)])
         held = [target for target, take in zip(self.targets, taken, strict=True) if take]
         self._bytes = np.frombuffer(b"".join(held) + bytes(_SPARE), np.uint8)
         # One empty target more, at the end, for the size of a text alone.
@@ -643,14 +645,12 @@ class DeflateLengths:
 
     def own(self, text: bytes) -> int:
         """C(text)."""
-        size = int(self._run(text, np.array([len(self.targets)]))[0])
+        size = int(self._run(text, self._empty)[0])
         return (size if size >= 0 else self._zlib(text)) + CONTAINER
 
     def joint(self, text: bytes, which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
         """C(text + target) for the targets at the places `which` (all if None), in that order."""
-        places = np.arange(len(self.targets))
-        if which is not None:
-            places = places[which]
+        places = self._places if which is None else self._places[which]
         sizes = self.covered(text, places)
         for i in np.flatnonzero(sizes < 0):
             sizes[i] = self._zlib(text + self.targets[places[i]])
@@ -658,10 +658,14 @@ class DeflateLengths:
 
     def covered(self, text: bytes, places: NDArray[np.intp]) -> NDArray[np.int64]:
         """Bytes of raw deflate as the kernel finds them; -1 for the pairs that it leaves to zlib."""
-        return np.where(self._taken[places], self._run(text, places), -1)
+        sizes = self._run(text, places)
+        if self._left is not None:
+            sizes[self._left[places]] = -1
+        return sizes
 
     def _run(self, text: bytes, places: NDArray[np.intp]) -> NDArray[np.int64]:
-        sizes = np.full(places.size, -1, np.int64)
+        sizes = np.empty(places.size, np.int64)
+        sizes.fill(-1)
         if 0 < len(text) <= LONGEST_INPUT and places.size:
             data = np.frombuffer(text, np.uint8)
             _joint(data, self._bytes, self._starts, self._tables, places, self._effort, self._lazy, sizes)

@@ -353,13 +353,27 @@ def test_another_zlib_is_noticed_and_stays(monkeypatch: pytest.MonkeyPatch) -> N
     for level in range(1, 9):
         assert "1.3.1.zlib-ng" in (distrust(level) or "")
     pairs = pairs_with(monkeypatch, Kernel(0.0, 0.0), 6)
-    with pytest.warns(RuntimeWarning, match=r"1\.3\.1\.zlib-ng.*level 6.*sizes differ.*numbers are the same"):
+    with pytest.warns(RuntimeWarning, match=r"1\.3\.1\.zlib-ng.*level 1.*sizes differ.*numbers are the same"):
         check(pairs)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(pairs)
         check(PairSizes("gzip", 2, [b"a"]))
     assert not ready(pairs)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_another_zlib_is_noticed_at_level_1_and_at_its_own(
+    same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(data: bytes, level: int, bits: int) -> bytes:
+        return zlib.compress(data, level if (level == 1) == same else level + 1, bits)
+
+    monkeypatch.setattr(
+        deflate_lengths, "zlib", types.SimpleNamespace(compress=other, ZLIB_RUNTIME_VERSION="1.3.1.other")
+    )
+    for level in range(2, 9):
+        assert f"at level {level if same else 1}," in (distrust(level) or "")
 
 
 def test_a_kernel_that_cannot_run_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,14 @@ RESOLUTION = 1e-9
 """Scores nearer to each other than this are not told apart by estimates; alignments differ by more."""
 
 
-def freedom_cap(drawn: int) -> float:
-    """Cap on the degrees of freedom of an estimate from so many values: real residuals are no normals."""
-    return min(4.0 + 2.0 * drawn, 24.0)
+def freedom_cap(drawn: int, values: int, excess: float) -> float:
+    """Cap on the degrees of freedom of an estimate from so many of all values: residuals are no normals.
+
+    A mean of u values of excess kurtosis e has e / u, and Student's t with f degrees of freedom 6 / (f - 4).
+    u is the smaller of what was drawn and what was not: each may hold the outlier that matters. Residuals are
+    never taken to be lighter-tailed than e = 3 (a Laplace distribution), and f not for more than 24.
+    """
+    return min(4.0 + min(drawn, values - drawn) * 6.0 / max(excess, 3.0), 24.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,22 +101,19 @@ class Fit:
         size = max(1, CELLS // t)
         blocks = [slice(start, start + size) for start in range(0, count, size)]
         parts = [model.residuals(field, rows[part], drawn[part]) for part in blocks]
-        level, variance, leverage = (np.concatenate(column) for column in zip(*parts, strict=True))
+        level, variance, fourth, leverage = (np.concatenate(column) for column in zip(*parts, strict=True))
         pooled = float(variance.mean()) * model.inflation
         prior = prior_freedom(variance, t - 1)
         own = (prior * pooled + (t - 1) * variance) / (prior + t - 1)
         error = np.sqrt(own * (1 / t - 1 / field.values) + pooled * leverage)
         foreseen = np.einsum("nf,f->n", field.means[rows], model.slopes)
-        typical = float(np.median(error))
+        # About a sample's own mean, normal values have a fourth moment smaller by ((t - 1) / t)^2.
+        tails = float(fourth.mean() * (t / (t - 1)) ** 2 / max(variance.mean() ** 2, 1e-300))
+        cap = freedom_cap(t, field.values, tails - 3.0)
+        # The spread of the levels holds the errors of this sample too, so it is rather too large.
         middle = float(np.median(level))
-        between = (1.4826 * float(np.median(np.abs(level - middle)))) ** 2 - typical**2
-        return Estimates(
-            level + foreseen,
-            error,
-            min(prior + t - 1, freedom_cap(t)),
-            foreseen + middle,
-            float(np.sqrt(max(between, 0.04 * typical**2))),
-        )
+        spread = 1.4826 * float(np.median(np.abs(level - middle)))
+        return Estimates(level + foreseen, error, min(prior + t - 1, cap), foreseen + middle, spread)
 
     def _learn(self, field: Field, rows: Rows, drawn: Floats) -> Model:
         features, columns = field.features(rows, drawn.shape[1])
@@ -160,13 +162,15 @@ class Model:
     inflation: float
     """Factor that gives the residual variance back what fitting took."""
 
-    def residuals(self, field: Field, rows: Rows, drawn: Floats) -> tuple[Floats, Floats, Floats]:
-        """[n] mean and variance of each row's residuals, and the leverage of its sample."""
+    def residuals(self, field: Field, rows: Rows, drawn: Floats) -> tuple[Floats, ...]:
+        """[n] mean, variance and fourth moment of each row's residuals, and the leverage of its sample."""
         features, columns = field.features(rows, drawn.shape[1])
         left = drawn - np.einsum("ntf,f->nt", features, self.slopes) - self.effects[columns]
         off = field.means[rows] - features.mean(1)
         leverage = np.einsum("nf,nf->n", np.einsum("nf,fg->ng", off, self.inverse), off)
-        return left.mean(1), left.var(1, ddof=1), np.maximum(leverage, 0.0)
+        level = left.mean(1)
+        fourth = ((left - level[:, None]) ** 4).mean(1)
+        return level, left.var(1, ddof=1), fourth, np.maximum(leverage, 0.0)
 
 
 def prior_freedom(variances: Floats, own: Any) -> float:

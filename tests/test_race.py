@@ -54,7 +54,7 @@ def field(kind: str, seed: int, rows: int = 300, columns: int = 60) -> Matrix:
     first, second = random.normal(size=(2, rows, columns)) + random.normal(size=(2, rows, 1))
     noise = random.normal(size=(rows, columns))
     if kind == "heavy":
-        noise = random.standard_t(3, size=(rows, columns))
+        noise = random.standard_t(5, size=(rows, columns))
     elif kind == "skewed":
         noise = random.exponential(size=(rows, columns)) * -1.0
     elif kind == "two kinds of targets":

@@ -41,14 +41,28 @@ def score_view(
     """
     require_reference(scorer, reference_view)
     workers = _positive("workers", workers, cores())
+    fitted = fit_pool(scorer, view, reference_view, Fitting(workers)) if scorer.needs_pool() else None
+    prepared = prepare(scorer, reference_view, fitted)
+    return score_prepared(scorer, view, prepared, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk)
+
+
+def score_prepared(
+    scorer: Scorer,
+    view: pl.DataFrame,
+    prepared: Any,
+    *,
+    workers: int | None = None,
+    chunk_rows: int | None = None,
+    on_chunk: OnChunk | None = None,
+) -> pl.DataFrame:
+    """The same once everything is prepared: the rows may be a part of the pool."""
+    workers = _positive("workers", workers, cores())
     contents = _contents(scorer, view)
     distinct = contents.filter(pl.col("id") == pl.col("first")).drop("first")
     # Small enough that every worker gets several blocks, so that none is idle for long at the end.
     chunk_rows = _positive(
         "chunk_rows", chunk_rows, max(1, min(CHUNK_ROWS, -(-distinct.height // (4 * workers))))
     )
-    fitted = fit_pool(scorer, view, reference_view, Fitting(workers)) if scorer.needs_pool() else None
-    prepared = prepare(scorer, reference_view, fitted)
     blocks = [empty_scores(scorer)]
     started, done = time.perf_counter(), 0
     with closing(_in_order(scorer, prepared, chunks(distinct, chunk_rows), workers)) as scored_chunks:
@@ -69,10 +83,10 @@ def score_view(
 
 def fit_pool(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, fitting: Fitting) -> Arrays:
     """What a scorer learns from all rows of a view (karat.parts.Scorer.fit), whatever their order."""
-    _check_reads(scorer, view)
+    check_reads(scorer, view)
     reads = list(dict.fromkeys(scorer.reads))
     pool = view.group_by(reads).agg(copies=pl.len()).sort(reads)
-    with _blaming(scorer, f"fit on {view.height} rows"):
+    with blaming(scorer, f"fit on {view.height} rows"):
         return scorer.fit(pool, reference if scorer.needs_reference else None, fitting)
 
 
@@ -83,7 +97,8 @@ def prepare(scorer: Scorer, reference: pl.DataFrame | None, fitted: Arrays | Non
 
 
 @contextmanager
-def _blaming(scorer: Scorer, doing: str) -> Iterator[None]:
+def blaming(scorer: Scorer, doing: str) -> Iterator[None]:
+    """Name the scorer where its code fails with something that is not ours."""
     try:
         yield
     except KaratError:
@@ -102,9 +117,9 @@ def score_chunk(scorer: Scorer, chunk: pl.DataFrame, prepared: Any) -> pl.DataFr
     The scorer is shown `id` and the columns that it declares to read. Raises ScoreError naming the scorer,
     the column and the id if ids, columns, types, values or statuses are not as promised.
     """
-    _check_reads(scorer, chunk)
+    check_reads(scorer, chunk)
     shown = chunk.select(list(dict.fromkeys(("id", *scorer.reads))))
-    with _blaming(scorer, f"{shown.height} rows from id {shown['id'][0]!r} on"):
+    with blaming(scorer, f"{shown.height} rows from id {shown['id'][0]!r} on"):
         scores = scorer.score(shown, prepared)
     return checked(scorer, shown["id"], scores)
 
@@ -132,7 +147,7 @@ def chunks(
         start = stop
 
 
-def require_reference(scorer: Scorer, reference: pl.DataFrame | None) -> None:
+def require_reference(scorer: Scorer, reference: object) -> None:
     """Raise ScoreError if the scorer needs a reference and there is none."""
     if scorer.needs_reference and reference is None:
         raise ScoreError(
@@ -142,7 +157,8 @@ def require_reference(scorer: Scorer, reference: pl.DataFrame | None) -> None:
         )
 
 
-def _check_reads(scorer: Scorer, view: pl.DataFrame) -> None:
+def check_reads(scorer: Scorer, view: pl.DataFrame) -> None:
+    """Raise ScoreError where the rows lack a column that the scorer reads."""
     missing = [name for name in scorer.reads if name not in view.columns]
     if missing:
         raise ScoreError(
@@ -154,7 +170,7 @@ def _check_reads(scorer: Scorer, view: pl.DataFrame) -> None:
 
 def _contents(scorer: Scorer, view: pl.DataFrame) -> pl.DataFrame:
     """`id` and what the scorer reads, with the `first` id of equal content and the number of `copies`."""
-    _check_reads(scorer, view)
+    check_reads(scorer, view)
     reads = [name for name in dict.fromkeys(scorer.reads) if name != "id"]
     if not reads or "id" in scorer.reads:
         same = {"first": pl.col("id"), "copies": pl.lit(1, pl.UInt32)}

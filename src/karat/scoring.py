@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from karat.deriving import derived_scorers, derived_table, source_problem
 from karat.errors import ScoreError
-from karat.parts import Scorer
-from karat.score_engine import OnChunk, chunks, require_reference, score_chunk, score_view
+from karat.parts import DerivedScorer, Scorer
+from karat.score_engine import (
+    OnChunk,
+    chunks,
+    prepare,
+    require_reference,
+    score_chunk,
+    score_prepared,
+    score_view,
+)
 
 if TYPE_CHECKING:
     from karat.rows import Rows
 
-__all__ = ["Progress", "chunks", "score", "score_chunk", "score_view", "view_of"]
+__all__ = ["Progress", "chunks", "score", "score_chunk", "score_stream", "score_view", "view_of"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the scorer's kind, the rows done so far and all rows."""
@@ -36,7 +45,8 @@ def score(
     list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and only
     then a column `<kind>.status` says why. workers: threads, default all cores of this process;
     chunk_rows: rows per block (neither changes a bit of the result). progress: True for a bar on standard
-    error, or a function of (kind, rows done, all rows).
+    error, or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
+    of the others in the list, and of derived ones before it.
 
     Raises ScoreError where a scorer needs a reference and there is none, where two scorers write the same
     column, or where a scorer breaks its contract; DataError for rows that cannot be read.
@@ -47,9 +57,10 @@ def score(
             require_reference(part, None)
     pool_view = view_of(pool)
     reference_view = None if reference is None else view_of(reference)
+    measuring = [part for part in scorers if not isinstance(part, DerivedScorer)]
     tables = []
     with _reporter(progress, pool_view.height) as report:
-        for part in scorers:
+        for part in measuring:
             on_chunk = report(part.kind) if report else None
             tables.append(
                 score_view(
@@ -61,13 +72,60 @@ def score(
                     on_chunk=on_chunk,
                 )
             )
+    whole = _joined(pool_view, measuring, tables)
+    return derived_table(scorers, whole, pool_view, reference_view)
+
+
+def score_stream(
+    scorer: Scorer | Sequence[Scorer],
+    batches: Iterable[Any],
+    reference: Any = None,
+    *,
+    workers: int | None = None,
+) -> Iterator[pl.DataFrame]:
+    """Score a pool that does not fit into memory: one score table for each batch, as `score` gives it.
+
+    batches: an iterable of frames or tables as `score` takes them, for example
+    `pyarrow.parquet.ParquetFile(path).iter_batches()`; one batch is in memory at a time. Ids must be unique
+    over all batches, which only the caller can see. Status columns are always there, so that all tables
+    have the same columns.
+
+    Raises what `score` raises, and ScoreError for a scorer that has to see the whole pool first.
+    """
+    scorers = _as_scorers(scorer)
+    for part in scorers:
+        require_reference(part, reference)
+        if part.needs_pool():
+            raise ScoreError(
+                "has to see the whole pool before it can score a row, and a stream shows it in parts",
+                where=f"scorer {part!r}",
+                hint="use karat.score on the whole pool, or `karat run`",
+            )
+    reference_view = None if reference is None else view_of(reference)
+    prepared = [prepare(part, reference_view, None) for part in scorers]
+
+    def tables() -> Iterator[pl.DataFrame]:
+        for batch in batches:
+            view = view_of(batch)
+            scored = [
+                score_prepared(part, view, ready, workers=workers)
+                for part, ready in zip(scorers, prepared, strict=True)
+            ]
+            yield _joined(view, scorers, scored, every_status=True)
+
+    return tables()
+
+
+def _joined(
+    view: pl.DataFrame, scorers: list[Scorer], tables: list[pl.DataFrame], every_status: bool = False
+) -> pl.DataFrame:
     measured = [table.select(list(part.columns())) for part, table in zip(scorers, tables, strict=True)]
     statuses = [
         table.select(part.status_column())
         for part, table in zip(scorers, tables, strict=True)
-        if table[part.status_column()].null_count() < table.height
+        if every_status or table[part.status_column()].null_count() < table.height
     ]
-    return pl.concat([pool_view.select("id"), *measured, *statuses], how="horizontal")
+    return pl.concat([view.select("id"), *measured, *statuses], how="horizontal")
 
 
 def view_of(data: Any) -> pl.DataFrame:
@@ -127,7 +185,24 @@ def _as_scorers(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
                     hint="score them in two calls and rename the columns of one",
                 )
             owners[column] = repr(part)
+    _check_sources(scorers)
     return scorers
+
+
+def _check_sources(scorers: Sequence[Scorer]) -> None:
+    written = {
+        name: dtype
+        for part in scorers
+        if not isinstance(part, DerivedScorer)
+        for name, dtype in part.columns().items()
+    }
+    for part in derived_scorers(scorers):
+        problem = source_problem(part, written)
+        if problem:
+            raise ScoreError(
+                problem[1], where=repr(part), hint="karat.derive adds it to a table that has been scored"
+            )
+        written |= part.columns()
 
 
 @contextmanager

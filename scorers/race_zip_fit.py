@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from karat.errors import ScoreError
 from karat.fitting import Arrays, Fitting
 from karat.scorers.gram_overlap import GramOverlap
 from karat.scorers.race import Orders, Raced, race
+from karat.scorers.race_features import FEATURES, features, mean_features
 from karat.scorers.race_fit import Floats, Rows
+from karat.scorers.race_outcome import outcome
 from karat.scorers.zip_fit_targets import Sizes, Targets, alignments
 
 FEWEST_PAIRS = 50_000
@@ -188,56 +187,6 @@ class TextField:
         self.fitting.report(self._done, self._total)
 
 
-FEATURES = 13
-
-
-def features(counts: NDArray[np.int32], own: Sizes, letters: Sizes, sizes: Sizes, others: Sizes) -> Floats:
-    """[n, b, 13] what the alignment is regressed on, all over max(C(x), C(y)), as the alignment is.
-
-    counts: [n, b, 3] of GramOverlap; own, letters: [n] C(x) and distinct bytes of x; sizes, others: [n, b]
-    the same of the targets.
-    """
-    x, y = own[:, None].astype(np.float64), sizes.astype(np.float64)
-    shared, fours, fives = (counts[:, :, column].astype(np.float64) for column in range(3))
-    both = (shared, fours, fives, fours / np.sqrt(x), fives / np.sqrt(x))
-    columns: tuple[Any, ...] = (
-        1.0,
-        x,
-        y,
-        np.minimum(x, y),
-        np.sqrt(x),
-        np.sqrt(y),
-        letters[:, None],
-        others,
-        *both,
-    )
-    larger, out = np.maximum(x, y), np.empty((*y.shape, FEATURES))
-    for place, column in enumerate(columns):
-        np.divide(column, larger, out=out[:, :, place])
-    return out
-
-
-def mean_features(shared: Floats, own: Sizes, letters: Sizes, sizes: Sizes, others: Sizes) -> Floats:
-    """[n, 13] the mean of `features` over the whole reference; shared: [n, 3] of GramOverlap.means."""
-    x, y = own[:, None].astype(np.float64), sizes.astype(np.float64)
-    parts = 1 / (np.maximum(x, y) * y.size)
-    size = x[:, 0]
-    one = parts.sum(1)
-    columns = (
-        one,
-        size * one,
-        np.einsum("nm,m->n", parts, y),
-        np.einsum("nm,nm->n", parts, np.minimum(x, y)),
-        np.sqrt(size) * one,
-        np.einsum("nm,m->n", parts, np.sqrt(y)),
-        letters * one,
-        np.einsum("nm,m->n", parts, others.astype(np.float64)),
-        *shared.T,
-        *(shared[:, 1:] / np.sqrt(x)).T,
-    )
-    return np.stack(columns, axis=1)
-
-
 def raced(
     pool: pl.DataFrame, targets: Targets, fitting: Fitting, k: int, confidence: float, seed: int
 ) -> Arrays:
@@ -247,6 +196,8 @@ def raced(
     if not len(texts):
         return outcome(texts, Raced(np.zeros(0), np.zeros(0), np.zeros(0, np.bool_)))
     field = TextField(texts, targets, fitting, seed)
+    # Own sizes come from the fast kernel as well, once a first pair has made it ready.
+    targets.pairs.joint(b"", np.zeros(1, np.intp))
     with field.threads():
         if len(texts) * field.values < FEWEST_PAIRS or k >= copies.sum():
             every = np.arange(len(texts))
@@ -255,58 +206,3 @@ def raced(
             return outcome(texts, Raced(scores, np.zeros(every.size), np.ones(every.size, np.bool_)))
         field.measure()
         return outcome(texts, race(field, copies, k, confidence))
-
-
-def outcome(texts: pl.Series, found: Raced) -> Arrays:
-    """Arrays sorted by the digest of the text, which is how `Outcome` finds a row."""
-    keys = digests(texts)
-    order = np.argsort(keys, kind="stable")
-    return {
-        "digest": keys[order].view(np.uint8).reshape(len(texts), DIGEST_BYTES),
-        "score": found.score[order],
-        "bound": found.bound[order],
-        "exact": found.exact[order],
-    }
-
-
-DIGEST_BYTES = 16
-
-
-def digests(texts: Iterable[str]) -> NDArray[np.bytes_]:
-    """[n] a digest of each text."""
-    joined = b"".join(hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest() for text in texts)
-    return np.frombuffer(joined, f"S{DIGEST_BYTES}")
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What the race found, for looking rows up."""
-
-    keys: NDArray[np.bytes_]
-    fitted: Arrays
-
-    @classmethod
-    def of(cls, fitted: Arrays) -> Outcome:
-        """From the arrays that `raced` returned."""
-        return cls(np.ascontiguousarray(fitted["digest"]).view(f"S{DIGEST_BYTES}").reshape(-1), fitted)
-
-    def rows(self, texts: pl.Series) -> pl.DataFrame:
-        """`alignment`, `bound` and `exact` of each text, null where the text is null."""
-        keys = digests(text for text in texts if text is not None)
-        at = np.searchsorted(self.keys, keys)
-        if keys.size and (
-            not self.keys.size or (self.keys[np.minimum(at, self.keys.size - 1)] != keys).any()
-        ):
-            raise ScoreError(
-                "a row has a text that the race has not seen",
-                where="zip_fit",
-                hint="score the rows that were raced; a changed pool is raced again",
-            )
-        here = texts.is_not_null().to_numpy()
-        names = {"alignment": "score", "bound": "bound", "exact": "exact"}
-        columns = {}
-        for name, array in names.items():
-            values = np.zeros(len(texts), self.fitted[array].dtype)
-            values[here] = self.fitted[array][at]
-            columns[name] = pl.Series(values)
-        return pl.DataFrame(columns).with_columns(pl.when(pl.Series(here)).then(pl.all()))

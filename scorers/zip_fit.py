@@ -151,7 +151,7 @@ class ZipFit(Scorer):
         """Encode and compress the reference texts once; for a race, its outcome."""
         if fitted is None:
             return self._targets(reference)
-        from karat.scorers.race_zip_fit import Outcome
+        from karat.scorers.race_outcome import Outcome
 
         return Outcome.of(fitted)
 

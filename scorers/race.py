@@ -10,7 +10,7 @@ on the cut lying too high, the rest on the sum of the tail probabilities of the 
 union bound the k best are right with the stated confidence if the tail probabilities are; no independence
 between rounds is used. The tail probabilities themselves are a model: Student's t with each row's own
 variance, shrunk to the pooled one, with fewer degrees of freedom the heavier the tails and the fewer the
-values. At 99 % no run in 200 on text and code was wrong, at 80 % one in ten; synthetic fields with heavy and
+values. At 99 % no run in 200 on text and code was wrong, at 80 % six; synthetic fields with heavy and
 skewed tails, unequal rows and useless features keep the promise as well (tests/test_race.py). What no sample
 shows can break it: a row that wins by one value a hundred times larger than the rest and not foreseen.
 """

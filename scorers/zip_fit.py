@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
@@ -12,9 +12,15 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from karat.errors import ScoreError
-from karat.fitting import Arrays
+from karat.fitting import Arrays, Fitting
 from karat.parts import Scorer
 from karat.scorers.compressors import DEFAULT_LEVEL, LEVELS, Compressor, PairSizes, library_version
+from karat.scorers.target_texts import target_texts
+from karat.scorers.zip_fit_aggregate import Dictionary, pool_arrays, prepare_dictionary
+
+Aggregate = Literal["mean", "concatenated", "contrast"]
+# After a dictionary the longer search of level 6 finds more than level 1, for little time.
+_DICTIONARY_LEVEL = 6
 
 Sizes = NDArray[np.int64]
 
@@ -51,6 +57,20 @@ class ZipFit(Scorer):
     authors' own ablation gzip's lowest level and lz4 level 0 were best and gzip 9 worst, hence level 1.
     The public code keeps all pairs in one list; here memory grows with pool plus reference.
     Scores favour short texts: read them beside `length.bytes`.
+
+    Two aggregates are ours. T_j, P_k: dictionaries of 16 KiB (or the target's bytes, if fewer), 8 drawn from
+    the target and 16 from the pool (karat.scorers.dictionaries.draw); C(x | D): size of the file of x
+    compressed after D, in parts of 16 KiB.
+
+        concatenated(x) = 1 - mean over j of C(x | T_j) / C(x)
+        contrast(x)     = (mean over k of C(x | P_k without x) - mean over j of C(x | T_j)) / C(x)
+
+    They cost 9 and 25 short compressions a row, however large the target. In pools of 2,000 rows, 200 of
+    them of the target's domain (8 domains, 4 seeds, 50 target texts), mean AUC and precision at 200: mean
+    .69 and .35, concatenated .83 and .44, contrast .91 and .67; the best other scores without a model of
+    the language were Moore-Lewis .87 and .62, DSIR per token .85 and .54 (GSM8K alone: .78 and .58, .92 and
+    .49, .997 and .93). A contrast reads the whole pool first. Taking the best targets instead of the mean
+    retrieved worse. A row that is also a target is not left out of T.
     """
 
     needs_reference: ClassVar[bool] = True
@@ -58,22 +78,35 @@ class ZipFit(Scorer):
     summary: ClassVar[str] = "likeness to the target by joint compression (gzip or lz4); no model needed"
     formula: ClassVar[str] = (
         "mean over targets y of 1 - (C(xy) - min(C(x), C(y))) / max(C(x), C(y)); "
-        "C = bytes of the whole compressed file, xy = text followed by target"
+        "C = bytes of the whole compressed file, xy = text followed by target; contrast: "
+        "(mean C(x after pool texts) - mean C(x after target texts)) / C(x)"
     )
     paper: ClassVar[str] = "Obbad et al. 2024, ZIP-FIT, arXiv 2410.18194, Algorithm 1"
 
     compressor: Compressor = Field(default="gzip", description="gzip (whole gzip file) or lz4 (lz4 frame)")
     level: int = Field(
         default=DEFAULT_LEVEL["gzip"],
-        description="gzip: 1-9, default 1; lz4: 0-12 (below 3 fast, from 3 high compression), default 0",
+        description="gzip: 1-9, default 1, or 6 with a dictionary (aggregate); lz4: 0-12 (below 3 fast, "
+        "from 3 high compression), default 0",
+    )
+    aggregate: Aggregate = Field(
+        default="mean",
+        description="mean over pairs (the paper); concatenated: targets as a dictionary; contrast: that "
+        "against dictionaries from the pool",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="draws the dictionaries (concatenated, contrast)"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _default_level(cls, settings: Any) -> Any:
-        if isinstance(settings, dict) and settings.get("compressor") == "lz4" and "level" not in settings:
+        if not isinstance(settings, dict) or "level" in settings:
+            return settings
+        if settings.get("compressor") == "lz4":
             return {**settings, "level": DEFAULT_LEVEL["lz4"]}
-        return settings
+        by_dictionary = settings.get("aggregate") in ("concatenated", "contrast")
+        return {**settings, "level": _DICTIONARY_LEVEL} if by_dictionary else settings
 
     @field_validator("level")
     @classmethod
@@ -106,28 +139,35 @@ class ZipFit(Scorer):
         """`zip_fit.alignment`, without unit."""
         return {"zip_fit.alignment": pl.Float64()}
 
-    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Targets:
-        """Encode and compress the reference texts once."""
-        if reference is None or reference.is_empty():
-            raise ScoreError(
-                "the reference has no rows", where="zip_fit", hint="give at least one text of the target"
-            )
-        missing = reference.filter(pl.col("text").is_null())["id"].to_list()
-        if missing:
-            raise ScoreError(
-                f"{len(missing)} of {reference.height} reference rows have no text",
-                where=f"zip_fit, reference row {missing[0]!r}",
-                hint="a target needs a text in every row; remove the rows or name the right text column",
-            )
+    def needs_pool(self) -> bool:
+        """A contrast does: its other dictionaries are drawn from the pool."""
+        return self.aggregate == "contrast"
+
+    def fit(self, pool: pl.DataFrame, reference: pl.DataFrame | None, fitting: Fitting) -> Arrays:
+        """The pool's dictionaries (contrast)."""
+        return pool_arrays(pool, target_texts(reference, self.kind), self.seed)
+
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Targets | Dictionary:
+        """Encode and compress the reference texts once, or make dictionaries of them."""
+        texts = target_texts(reference, self.kind)
+        if self.aggregate != "mean":
+            if self.needs_pool() and fitted is None:
+                raise ScoreError("the pool has not been seen", where=self.kind, hint="call fit() first")
+            return prepare_dictionary(texts, self.compressor, self.level, self.seed, fitted)
         distinct: dict[str, int] = {}
-        place = np.array([distinct.setdefault(text, len(distinct)) for text in reference["text"]], np.intp)
+        place = np.array([distinct.setdefault(text, len(distinct)) for text in texts], np.intp)
         pairs = PairSizes(self.compressor, self.level, [text.encode() for text in distinct])
         sizes = np.array([pairs.own(text) for text in pairs.targets], np.int64)
         return Targets(pairs, sizes[place], place)
 
-    def score(self, rows: pl.DataFrame, prepared: Targets) -> pl.DataFrame:
+    def score(self, rows: pl.DataFrame, prepared: Targets | Dictionary) -> pl.DataFrame:
         """Alignment of each row of the chunk with all targets."""
-        alignments = [None if text is None else _alignment(text.encode(), prepared) for text in rows["text"]]
+        if isinstance(prepared, Dictionary):
+            alignments = [None if text is None else prepared.alignment(text) for text in rows["text"]]
+        else:
+            alignments = [
+                None if text is None else _alignment(text.encode(), prepared) for text in rows["text"]
+            ]
         return pl.DataFrame(
             {
                 "id": rows["id"],

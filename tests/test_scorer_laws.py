@@ -24,7 +24,15 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "cross_entropy_difference": [{}, {"level": "words", "order": 2}, {"general": "pool", "order": 3}],
     "dsir": [{}, {"smoothing": 1e-8, "ngrams": 3}, {"tokens": "characters", "buckets": 97}],
     "length": [{}, {"tokenizer": "bytes"}],
-    "zip_fit": [{}, {"level": 9}, {"compressor": "lz4"}, {"compressor": "lz4", "level": 4}],
+    "zip_fit": [
+        {},
+        {"level": 9},
+        {"compressor": "lz4"},
+        {"compressor": "lz4", "level": 4},
+        {"aggregate": "concatenated"},
+        {"aggregate": "contrast"},
+        {"aggregate": "contrast", "compressor": "lz4"},
+    ],
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "cross_entropy_difference": {
@@ -36,7 +44,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "dsir": {"ngrams": 1, "buckets": 1_000, "smoothing": 1e-8, "tokens": "characters"},
     "length": {"tokenizer": "bytes"},
-    "zip_fit": {"level": 7, "compressor": "lz4"},
+    "zip_fit": {"level": 7, "compressor": "lz4", "aggregate": "contrast", "seed": 1},
 }
 SCORERS: list[Scorer] = [
     load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from karat.scorers.cross_entropy_difference import CrossEntropyDifference as CrossEntropyDifference
     from karat.scorers.dsir import Dsir as Dsir
     from karat.scorers.length import Length as Length
+    from karat.scorers.nearest_target import NearestTarget as NearestTarget
     from karat.scorers.zip_fit import ZipFit as ZipFit
 
 MEMBERS = {
     "cross_entropy_difference": "karat.scorers.cross_entropy_difference:CrossEntropyDifference",
     "dsir": "karat.scorers.dsir:Dsir",
     "length": "karat.scorers.length:Length",
+    "nearest_target": "karat.scorers.nearest_target:NearestTarget",
     "zip_fit": "karat.scorers.zip_fit:ZipFit",
 }
 __getattr__ = lazy_members(__name__, by_class_name(MEMBERS))

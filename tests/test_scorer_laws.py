@@ -24,6 +24,12 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "cross_entropy_difference": [{}, {"level": "words", "order": 2}, {"general": "pool", "order": 3}],
     "dsir": [{}, {"smoothing": 1e-8, "ngrams": 3}, {"tokens": "characters", "buckets": 97}],
     "length": [{}, {"tokenizer": "bytes"}],
+    "nearest_target": [
+        {},
+        {"aggregate": "max"},
+        {"aggregate": "mean", "embedder": "tfidf"},
+        {"embedder": "tfidf"},
+    ],
     "zip_fit": [
         {},
         {"level": 9},
@@ -44,6 +50,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "dsir": {"ngrams": 1, "buckets": 1_000, "smoothing": 1e-8, "tokens": "characters"},
     "length": {"tokenizer": "bytes"},
+    "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
     "zip_fit": {"level": 7, "compressor": "lz4", "aggregate": "contrast", "seed": 1},
 }
 SCORERS: list[Scorer] = [

@@ -12,6 +12,7 @@ from karat.lazy import lazy_members
 if TYPE_CHECKING:
     from karat.errors import KaratError as KaratError
     from karat.rows import read as read
+    from karat.scoring import derive as derive
     from karat.scoring import score as score
     from karat.selecting import select as select
     from karat.selecting import weigh as weigh
@@ -22,6 +23,7 @@ __getattr__ = lazy_members(
     __name__,
     {
         "KaratError": "karat.errors:KaratError",
+        "derive": "karat.scoring:derive",
         "read": "karat.rows:read",
         "score": "karat.scoring:score",
         "select": "karat.selecting:select",

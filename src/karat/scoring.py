@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from karat.errors import ScoreError
-from karat.parts import Scorer
+from karat.deriving import derive_columns, derived_scorers, derived_table, source_problem
+from karat.errors import DataError, ScoreError, SelectionError
+from karat.parts import DerivedScorer, Scorer
 from karat.score_engine import OnChunk, chunks, require_reference, score_chunk, score_view
 
 if TYPE_CHECKING:
     from karat.rows import Rows
 
-__all__ = ["Progress", "chunks", "score", "score_chunk", "score_view", "view_of"]
+__all__ = ["Progress", "chunks", "derive", "score", "score_chunk", "score_view", "view_of"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the scorer's kind, the rows done so far and all rows."""
@@ -36,7 +37,8 @@ def score(
     list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and only
     then a column `<kind>.status` says why. workers: threads, default all cores of this process;
     chunk_rows: rows per block (neither changes a bit of the result). progress: True for a bar on standard
-    error, or a function of (kind, rows done, all rows).
+    error, or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
+    of the others in the list, and of derived ones before it.
 
     Raises ScoreError where a scorer needs a reference and there is none, where two scorers write the same
     column, or where a scorer breaks its contract; DataError for rows that cannot be read.
@@ -47,9 +49,10 @@ def score(
             require_reference(part, None)
     pool_view = view_of(pool)
     reference_view = None if reference is None else view_of(reference)
+    measuring = [part for part in scorers if not isinstance(part, DerivedScorer)]
     tables = []
     with _reporter(progress, pool_view.height) as report:
-        for part in scorers:
+        for part in measuring:
             on_chunk = report(part.kind) if report else None
             tables.append(
                 score_view(
@@ -61,13 +64,50 @@ def score(
                     on_chunk=on_chunk,
                 )
             )
-    measured = [table.select(list(part.columns())) for part, table in zip(scorers, tables, strict=True)]
+    measured = [table.select(list(part.columns())) for part, table in zip(measuring, tables, strict=True)]
     statuses = [
         table.select(part.status_column())
-        for part, table in zip(scorers, tables, strict=True)
+        for part, table in zip(measuring, tables, strict=True)
         if table[part.status_column()].null_count() < table.height
     ]
-    return pl.concat([pool_view.select("id"), *measured, *statuses], how="horizontal")
+    whole = pl.concat([pool_view.select("id"), *measured, *statuses], how="horizontal")
+    return derived_table(scorers, whole, pool_view, reference_view)
+
+
+def derive(scorer: DerivedScorer, scores: Any, pool: Any, reference: Any = None) -> pl.DataFrame:
+    """A score table with the columns of a derived scorer added, in the order of `scores`.
+
+    scores: a table with `id` and the scorer's sources (polars, pandas, Arrow, datasets); pool, reference:
+    what they were computed from, as in `score`; the pool may be in another order and hold further rows.
+
+    Raises ScoreError for a missing or unsuitable column and where the scorer breaks its contract,
+    DataError for rows that are not in the pool.
+    """
+    if not isinstance(scorer, DerivedScorer):
+        raise ScoreError(f"expected a derived scorer, found {scorer!r}", hint="such as LengthControl(of=...)")
+    from karat.selecting import as_polars, column_names, string_ids
+
+    names = column_names(scores)
+    if "id" not in names:
+        raise ScoreError("there is no column 'id' in the scores", hint="use what karat.score returns")
+    table = as_polars(scores, names)
+    try:
+        table = table.with_columns(string_ids(table["id"], "the scores"))
+    except SelectionError as error:
+        raise ScoreError(error.problem, where=error.where, hint=error.hint) from None
+    ids = table.select("id")
+    view = ids.join(view_of(pool), on="id", how="left", maintain_order="left", coalesce=True)
+    lost = ids.join(view_of(pool), on="id", how="anti", maintain_order="left")
+    if lost.height:
+        raise DataError(
+            f"{lost.height} of {ids.height} scored rows are not in the pool, the first is {lost['id'][0]!r}",
+            hint="give the pool that was scored",
+        )
+    target = None if reference is None else view_of(reference)
+    found = derive_columns(scorer, table, view, target).drop("id")
+    if found[scorer.status_column()].null_count() == found.height:
+        found = found.drop(scorer.status_column())
+    return table.drop(scorer.status_column(), strict=False).with_columns(found)
 
 
 def view_of(data: Any) -> pl.DataFrame:
@@ -127,7 +167,24 @@ def _as_scorers(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
                     hint="score them in two calls and rename the columns of one",
                 )
             owners[column] = repr(part)
+    _check_sources(scorers)
     return scorers
+
+
+def _check_sources(scorers: Sequence[Scorer]) -> None:
+    written = {
+        name: dtype
+        for part in scorers
+        if not isinstance(part, DerivedScorer)
+        for name, dtype in part.columns().items()
+    }
+    for part in derived_scorers(scorers):
+        problem = source_problem(part, written)
+        if problem:
+            raise ScoreError(
+                problem[1], where=repr(part), hint="karat.derive adds it to a table that has been scored"
+            )
+        written |= part.columns()
 
 
 @contextmanager

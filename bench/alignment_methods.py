@@ -44,7 +44,7 @@ class Method:
             self.name,
             self.column,
             str(self.steps),
-            *(part.digest() for part in self.scorers if _is(part)),
+            *(part.digest() for part in self.scorers),
         ]
 
 

@@ -54,15 +54,16 @@ def _head(sizes: Sizes, settings: TrainSettings) -> str:
 `python bench/alignment.py`, {today}; {os.cpu_count()} cores ({platform.machine()}), Python
 {platform.python_version()}, zlib {zlib.ZLIB_RUNTIME_VERSION}, {versions}.
 
-Every seed draws a pool of {sizes.pool} texts, {sizes.wanted} of them of the wanted domain, and {sizes.target}
-target texts; no text is in two of pool, target and evaluation. AUC and precision (at the true number of wanted
-rows) say how well a score finds the domain's rows. Bits per byte: karat's tiny byte transformer (0.7 M
-parameters, {settings.steps} steps of {settings.batch_size} × {settings.max_length} bytes), trained on the best
-rows up to the bytes of the wanted rows, evaluated on {sizes.heldout} held-out texts of the domain; lower is
-better. "To random": mean paired difference over the seeds with its 95 % interval (t). "ρ length": Spearman's
-correlation of the score with length. Means ± standard deviation over seeds. CPU and wall time: scoring on one
-thread, pool and fit included. The whole pool has about ten times the bytes; with the same number of steps the
-model sees a part of it. The oracle knows each row's source, which is not the same as its use.
+Every seed draws a pool of {sizes.pool} texts, {sizes.wanted} of them of the wanted domain, and
+{sizes.target} target texts; no text is in two of pool, target and evaluation. AUC and precision (at the
+true number of wanted rows) say how well a score finds the domain's rows. Bits per byte: karat's tiny byte
+transformer (0.7 M parameters, {settings.steps} steps of {settings.batch_size} × {settings.max_length}
+bytes), trained on the best rows up to the bytes of the wanted rows, evaluated on {sizes.heldout} held-out
+texts of the domain; lower is better. "To random": mean paired difference over the seeds with its 95 %
+interval (t). "ρ length": Spearman's correlation of the score with length. Means ± standard deviation over
+seeds. CPU and wall time: scoring on one thread, pool and fit included. The whole pool has about ten times
+the bytes; with the same number of steps the model sees a part of it. The oracle knows each row's source,
+which is not the same as its use.
 
 ![Precision and bits per byte of every method](alignment.svg)"""
 

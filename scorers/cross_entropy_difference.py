@@ -49,19 +49,19 @@ class CrossEntropyDifference(Scorer):
 
     With `leave_one_out` a row that was drawn is scored as if it had not been: its own n-grams, in all its
     drawn copies, are taken off the general model's counts, exactly. Without, as in the paper, those rows
-    are at a disadvantage, and with a small reference or `general: pool` it shows (AUC .979 for .996 with 50
-    target texts). A row of the pool that also stands in the reference is scored as it is: no text is more
-    like the target. A row without a text (null) has no score and the status "no text".
+    are at a disadvantage (AUC .981 against .996 with 50 target texts). A row of the pool that also stands
+    in the reference is scored as it is: no text is more like the target. A row without a text (null) has no
+    score and the status "no text".
 
     Words are lower-cased matches of `\w+|[^\w\s]+`; those that occur at least twice in the reference are
     symbols, all others share one.
 
     Raises ScoreError for a reference that is empty or has a row without text, and for more than 2**30
-    n-grams, which only `general: pool` can reach; memory is about 60 bytes for each distinct n-gram.
+    distinct n-grams. Memory is some 100 bytes for each of them: few for a sample, many for `general: pool`.
 
     Moore and Lewis 2010, "Intelligent Selection of Language Model Training Data", ACL 2010, P10-2041,
-    section 2. The paper works on sentences, with word 4-grams and another smoothing; here a text is scored
-    as a whole, by bytes unless `level: words`, as a small reference has too few words for a model.
+    section 2. The paper scores sentences by models of words; here a text is scored as a whole, by bytes
+    unless `level: words`, as a small reference has too few words for a model.
     """
 
     needs_reference: ClassVar[bool] = True

@@ -33,8 +33,8 @@ class Transformers(ModelEmbedder):
     truncated; one without tokens has the zero vector. Of an encoder-decoder the encoder is run.
 
     With `batch` 1 a text's vector depends on its tokens alone. Larger batches are padded on the right and
-    masked: faster on a GPU, and vectors then differ by rounding with their neighbours (cosines by less than
-    10⁻⁵ in float32, 10⁻² in bfloat16). The same goes for another device.
+    masked: faster on a GPU, and vectors then differ by rounding with their neighbours. In what was tried
+    cosines differed by less than 10⁻⁵ in float32, 10⁻² in bfloat16. The same goes for another device.
 
     Raises ScoreError for a model that is not there, has no weights in safetensors, lacks weights that its
     class needs, or has no tokenizer. No code of the model's is run unless trust_remote_code says so.

@@ -55,7 +55,7 @@ class Embedder(Part, ABC):
     """Whether long texts are cut, so that `Encoded.truncated` is given."""
 
     def __str__(self) -> str:
-        return f"{self.yaml_kind()}({super().__str__()})"
+        return f"{self.yaml_kind()} {super().__str__()}".strip()
 
     def needs_pool(self) -> bool:
         """Whether `fit` has to see the pool first."""

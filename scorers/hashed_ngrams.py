@@ -71,11 +71,11 @@ def hashed_ngrams(texts: Sequence[str], ngrams: int, buckets: int, tokens: Token
     return HashedNgrams(np.concatenate(rows), np.concatenate(found_buckets), lengths)
 
 
-def text_blocks(texts: Sequence[str], characters: int = BLOCK_CHARACTERS) -> Iterator[tuple[int, int]]:
-    """Cut texts into consecutive ranges (start, stop) of about `characters`; a longer text stands alone."""
+def text_blocks(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Cut texts into consecutive ranges (start, stop) of at most BLOCK_CHARACTERS; a longer text is alone."""
     start = total = 0
     for stop, text in enumerate(texts):
-        if stop > start and total + len(text) > characters:
+        if stop > start and total + len(text) > BLOCK_CHARACTERS:
             yield start, stop
             start, total = stop, 0
         total += len(text)

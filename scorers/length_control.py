@@ -14,6 +14,7 @@ from karat.errors import ScoreError
 from karat.parts import DerivedScorer
 from karat.scorers.length_fit import residuals
 from karat.scorers.length_matching import Lengths, target_bins
+from karat.scorers.target_texts import target_texts
 
 Floats = NDArray[np.float64]
 
@@ -126,15 +127,5 @@ class LengthControl(DerivedScorer):
 
 
 def _target_lengths(reference: pl.DataFrame | None) -> NDArray[np.int64]:
-    if reference is None or reference.is_empty():
-        raise ScoreError(
-            "the reference has no rows", where="length_control", hint="give at least one text of the target"
-        )
-    missing = reference.filter(pl.col("text").is_null())["id"].to_list()
-    if missing:
-        raise ScoreError(
-            f"{len(missing)} of {reference.height} reference rows have no text",
-            where=f"length_control, reference row {missing[0]!r}",
-            hint="a target needs a text in every row; remove the rows or name the right text column",
-        )
-    return reference["text"].str.len_bytes().cast(pl.Int64).to_numpy()
+    texts = pl.Series(target_texts(reference, "length_control"), dtype=pl.String)
+    return texts.str.len_bytes().cast(pl.Int64).to_numpy()

@@ -20,7 +20,7 @@ TERMS = rf"[{_UNSPACED}]\p{{M}}*|[\w--[{_UNSPACED}]]+|[^\w\s]"
 """Pattern (Rust's regex syntax) of a term, after NFKC and lower case."""
 LONGEST = 64
 """A longer term, such as a line of base64, counts by its first characters."""
-_BLOCK_BYTES = 32 << 20
+_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def _terms() -> pl.Expr:
 
 
 def _blocks(frame: pl.DataFrame) -> list[pl.DataFrame]:
-    """Consecutive rows of at most 32 MiB of text, one row at least, so that the lists of terms stay small."""
+    """Consecutive rows of at most 4 MiB of text, one row at least, so that the lists of terms stay small."""
     ends = frame["text"].str.len_bytes().cast(pl.Int64).cum_sum().to_numpy()
     blocks, start = [], 0
     while start < frame.height:

@@ -411,3 +411,8 @@ def test_any_pool_gives_a_value_or_a_reason(
     assert table[S].is_finite().all()
     if target is not None:
         assert ((table[S].drop_nulls() > 0) & (table[S].drop_nulls() < 1)).all()
+
+
+def test_a_stream_has_no_whole_table_to_derive_from() -> None:
+    with pytest.raises(ScoreError, match="has to see the whole pool"):
+        karat.score_stream([Length(), LengthControl(of="length.bytes")], [["a"]])

@@ -236,6 +236,12 @@ def test_the_fit_does_not_depend_on_order_ids_or_blas_threads() -> None:
     assert first["components"].dtype == np.float32
 
 
+def test_directions_that_the_pool_does_not_have_are_left_out() -> None:
+    # Two directions of documents, "a b" and "c": a third singular vector would be noise.
+    assert fitted(TfidfSvd(), ["a b", "b a", "c"], ["c"])["components"].shape == (2, 3)
+    assert fitted(TfidfSvd(), [""], [" "])["components"].shape == (0, 0)
+
+
 def test_a_large_pool_is_sampled_by_content_and_seed() -> None:
     pool, targets = [f"only{i} shared" for i in range(300)], ["target words"]
     few = fitted(Tfidf(fit_rows=20), pool, targets)
@@ -244,6 +250,15 @@ def test_a_large_pool_is_sampled_by_content_and_seed() -> None:
     assert len(terms) == 23
     assert Vocabulary.of(fitted(Tfidf(fit_rows=20), pool[::-1], targets)).terms == terms
     assert Vocabulary.of(fitted(Tfidf(fit_rows=20, seed=1), pool, targets)).terms != terms
+
+
+def test_a_pool_of_long_texts_is_sampled_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karat.scorers.embedder_tfidf.FIT_BYTES", 60)
+    monkeypatch.setattr("karat.scorers.embedder_tfidf.FIT_CHARACTERS", 7)
+    terms = Vocabulary.of(fitted(Tfidf(), [f"only{100 + i} never read" for i in range(50)], ["target"])).terms
+    assert len(terms) == 9
+    assert terms[-1] == "target"
+    assert "never" not in terms
 
 
 def test_the_vocabulary_holds_the_most_frequent_terms() -> None:
@@ -326,6 +341,9 @@ def test_an_embedder_of_ones_own() -> None:
     with pytest.raises(ScoreError, match="1 of 2 reference rows is not finite"):
         scored(scorer, ["a"], ["a", "!"])
     assert "Letters" in str(scorer.model_dump()["embedder"])
+    # A stranger's code is part of the key.
+    code = [NearestTarget(embedder=one).environment()["embedder code"] for one in (Letters(), "tfidf")]
+    assert len(set(code)) == 2
 
 
 def test_settings_of_the_embedder_change_the_digest() -> None:

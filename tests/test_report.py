@@ -235,7 +235,7 @@ def test_length_is_held_against_every_score_though_no_length_was_scored(tmp_path
     for name in ("s.score", "t.other", "length_control.t.other"):
         assert re.search(rf"{name}\s*bytes of text\s*[−\d.]+", page.text), name
     assert "Warning: t.other goes with bytes of text (Spearman −1.00" in page.text
-    assert "length_control.t.other is the same score with length taken out" in page.text
+    assert "length_control.t.other is the same score under length control" in page.text
     assert "Warning: length_control.t.other goes with" in page.text
     charts = [name for name in page.figures() if "against-length" in name]
     assert charts == [f"figure-against-length-{i}" for i in range(3)]

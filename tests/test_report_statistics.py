@@ -100,7 +100,7 @@ def test_a_score_that_goes_with_length_is_warned_about_with_what_to_do() -> None
     first, second = length_warnings(lengths_of(scores))
     assert first == (
         "a.b goes with length (Spearman -1.00 with bytes of text over 5 rows): short rows score high. "
-        "length_control.a.b is the same score with length taken out: compare with a selection by it"
+        "length_control.a.b is the same score under length control: compare with a selection by it"
     )
     assert "long rows score high. The control has not removed it" in second
     scorers: Any = [{"kind": "length"}, {"kind": "length_control", "of": ["a.b"], "method": "match"}, None]

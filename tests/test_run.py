@@ -17,8 +17,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from karat.deriving import derive
 from karat.scorers import LengthControl
-from karat.scoring import derive
 
 WORDS = ["the", "a", "of", "tree", "river", "stone", "quickly", "compute", "alpha", "matrix", "house"]
 

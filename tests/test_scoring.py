@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -265,3 +265,33 @@ def test_a_scorer_sees_what_it_reads_and_nothing_else() -> None:
 
     with pytest.raises(ScoreError, match="reads prompt, which the rows do not have"):
         score_view(Picky(), rows, None)
+
+
+def test_a_stream_gives_the_tables_of_the_whole_pool_batch_by_batch() -> None:
+    rows = pl.DataFrame({"id": [f"r{i}" for i in range(9)], "text": [*"abcdefg", None, "a"]})
+    whole = karat.score([ZipFit(), Length()], rows, ["abc", "xyz"])
+    taken: list[int] = []
+
+    def batches() -> Iterator[Any]:
+        for start in (0, 4, 8):
+            taken.append(start)
+            yield rows[start : start + 4].to_arrow()
+
+    stream = karat.score_stream([ZipFit(), Length()], batches(), ["abc", "xyz"], workers=2)
+    first = next(stream)
+    assert taken == [0], "one batch at a time"
+    tables = pl.concat([first, *stream])
+    assert set(tables.columns) == {*whole.columns, "zip_fit.status", "length.status"}
+    assert tables.select(whole.columns).equals(whole)
+    assert not list(karat.score_stream(ZipFit(), [], ["abc"]))
+
+
+def test_a_stream_refuses_at_once_what_it_cannot_do() -> None:
+    class Whole(ZipFit):
+        def needs_pool(self) -> bool:
+            return True
+
+    with pytest.raises(ScoreError, match="whole pool"):
+        karat.score_stream(Whole(), [], ["a"])
+    with pytest.raises(ScoreError, match="needs a reference"):
+        karat.score_stream(ZipFit(), [])

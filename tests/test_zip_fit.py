@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from karat.errors import ScoreError
 from karat.score_engine import score_view
+from karat.scorers import compressors
 from karat.scorers.zip_fit import ZipFit, _alignment
 
 Size = Callable[[bytes], int]
@@ -109,12 +110,11 @@ def test_by_hand_from_printed_gzip_sizes() -> None:
     assert scored(ZipFit(), [a], [b, c])[0] == pytest.approx(2 / 3, abs=1e-15)
 
 
-def test_by_hand_from_invented_sizes() -> None:
+def test_by_hand_from_invented_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Order is text then target, and the smaller own size is subtracted: (1-(9-6)/8 + 1-(16-8)/10)/2."""
     sizes = {b"x": 8, b"y": 6, b"z": 10, b"xy": 9, b"xz": 16, b"yx": 99, b"zx": 99}
-    prepared = ZipFit().prepare(frame(["y", "z"], "t"))
-    targets = type(prepared)(prepared.texts, np.array([6, 10]), prepared.place)
-    assert _alignment(b"x", targets, sizes.__getitem__) == (5 / 8 + 2 / 10) / 2
+    monkeypatch.setattr(compressors, "sizer", lambda compressor, level: sizes.__getitem__)
+    assert _alignment(b"x", ZipFit(compressor="lz4").prepare(frame(["y", "z"], "t"))) == (5 / 8 + 2 / 10) / 2
 
 
 def test_like_texts_score_above_unlike_ones() -> None:

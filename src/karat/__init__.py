@@ -10,10 +10,11 @@ if __name__ != "karat":
 from karat.lazy import lazy_members
 
 if TYPE_CHECKING:
+    from karat.deriving import derive as derive
     from karat.errors import KaratError as KaratError
     from karat.rows import read as read
-    from karat.scoring import derive as derive
     from karat.scoring import score as score
+    from karat.scoring import score_stream as score_stream
     from karat.selecting import select as select
     from karat.selecting import weigh as weigh
 
@@ -23,9 +24,10 @@ __getattr__ = lazy_members(
     __name__,
     {
         "KaratError": "karat.errors:KaratError",
-        "derive": "karat.scoring:derive",
+        "derive": "karat.deriving:derive",
         "read": "karat.rows:read",
         "score": "karat.scoring:score",
+        "score_stream": "karat.scoring:score_stream",
         "select": "karat.selecting:select",
         "weigh": "karat.selecting:weigh",
     },

@@ -3,13 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import polars as pl
 
-from karat.errors import ScoreError, closest
+from karat.errors import DataError, ScoreError, SelectionError, closest
 from karat.parts import DerivedScorer, Scorer
 from karat.score_contract import checked
 from karat.score_engine import blaming, check_reads, require_reference
+
+
+def derive(scorer: DerivedScorer, scores: Any, pool: Any, reference: Any = None) -> pl.DataFrame:
+    """A score table with the columns of a derived scorer added, in the order of `scores`.
+
+    scores: a table with `id` and the scorer's sources (polars, pandas, Arrow, datasets); pool, reference:
+    what they were computed from, as in `score`; the pool may be in another order and hold further rows.
+
+    Raises ScoreError for a missing or unsuitable column and where the scorer breaks its contract,
+    DataError for rows that are not in the pool.
+    """
+    if not isinstance(scorer, DerivedScorer):
+        raise ScoreError(f"expected a derived scorer, found {scorer!r}", hint="such as LengthControl(of=...)")
+    # Not at the top: karat.scoring imports this module.
+    from karat.scoring import view_of
+    from karat.selecting import as_polars, column_names, string_ids
+
+    names = column_names(scores)
+    if "id" not in names:
+        raise ScoreError("there is no column 'id' in the scores", hint="use what karat.score returns")
+    table = as_polars(scores, names)
+    try:
+        table = table.with_columns(string_ids(table["id"], "the scores"))
+    except SelectionError as error:
+        raise ScoreError(error.problem, where=error.where, hint=error.hint) from None
+    ids, rows = table.select("id"), view_of(pool)
+    view = ids.join(rows, on="id", how="left", maintain_order="left", coalesce=True)
+    lost = ids.join(rows, on="id", how="anti", maintain_order="left")
+    if lost.height:
+        raise DataError(
+            f"{lost.height} of {ids.height} scored rows are not in the pool, the first is {lost['id'][0]!r}",
+            hint="give the pool that was scored",
+        )
+    target = None if reference is None else view_of(reference)
+    found = derive_columns(scorer, table, view, target).drop("id")
+    if found[scorer.status_column()].null_count() == found.height:
+        found = found.drop(scorer.status_column())
+    return table.drop(scorer.status_column(), strict=False).with_columns(found)
 
 
 def derived_scorers(scorers: Iterable[Scorer]) -> list[DerivedScorer]:

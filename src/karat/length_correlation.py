@@ -87,7 +87,7 @@ def remedy(score: str, known: Iterable[str]) -> str:
         return "The control has not removed it: try `method: match`, or another `degree`"
     control = f"{CONTROL}{score}"
     if control in known:
-        return f"{control} is the same score with length taken out: compare with a selection by it"
+        return f"{control} is the same score under length control: compare with a selection by it"
     return (
         f"Add `- {{kind: length_control, of: {score}}}` to `scorers` (`method: residual`, the default, or "
         f"`match`) and compare with a selection by {control}"

@@ -41,14 +41,28 @@ def score_view(
     """
     require_reference(scorer, reference_view)
     workers = _positive("workers", workers, cores())
+    fitted = fit_pool(scorer, view, reference_view, Fitting(workers)) if scorer.needs_pool() else None
+    prepared = prepare(scorer, reference_view, fitted)
+    return score_prepared(scorer, view, prepared, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk)
+
+
+def score_prepared(
+    scorer: Scorer,
+    view: pl.DataFrame,
+    prepared: Any,
+    *,
+    workers: int | None = None,
+    chunk_rows: int | None = None,
+    on_chunk: OnChunk | None = None,
+) -> pl.DataFrame:
+    """The same once everything is prepared: the rows may be a part of the pool."""
+    workers = _positive("workers", workers, cores())
     contents = _contents(scorer, view)
     distinct = contents.filter(pl.col("id") == pl.col("first")).drop("first")
     # Small enough that every worker gets several blocks, so that none is idle for long at the end.
     chunk_rows = _positive(
         "chunk_rows", chunk_rows, max(1, min(CHUNK_ROWS, -(-distinct.height // (4 * workers))))
     )
-    fitted = fit_pool(scorer, view, reference_view, Fitting(workers)) if scorer.needs_pool() else None
-    prepared = prepare(scorer, reference_view, fitted)
     blocks = [empty_scores(scorer)]
     started, done = time.perf_counter(), 0
     with closing(_in_order(scorer, prepared, chunks(distinct, chunk_rows), workers)) as scored_chunks:
@@ -133,7 +147,7 @@ def chunks(
         start = stop
 
 
-def require_reference(scorer: Scorer, reference: pl.DataFrame | None) -> None:
+def require_reference(scorer: Scorer, reference: object) -> None:
     """Raise ScoreError if the scorer needs a reference and there is none."""
     if scorer.needs_reference and reference is None:
         raise ScoreError(

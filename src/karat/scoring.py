@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from karat.deriving import derive_columns, derived_scorers, derived_table, source_problem
-from karat.errors import DataError, ScoreError, SelectionError
+from karat.deriving import derived_scorers, derived_table, source_problem
+from karat.errors import ScoreError
 from karat.parts import DerivedScorer, Scorer
-from karat.score_engine import OnChunk, chunks, require_reference, score_chunk, score_view
+from karat.score_engine import (
+    OnChunk,
+    chunks,
+    prepare,
+    require_reference,
+    score_chunk,
+    score_prepared,
+    score_view,
+)
 
 if TYPE_CHECKING:
     from karat.rows import Rows
 
-__all__ = ["Progress", "chunks", "derive", "score", "score_chunk", "score_view", "view_of"]
+__all__ = ["Progress", "chunks", "score", "score_chunk", "score_stream", "score_view", "view_of"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the scorer's kind, the rows done so far and all rows."""
@@ -64,50 +72,60 @@ def score(
                     on_chunk=on_chunk,
                 )
             )
-    measured = [table.select(list(part.columns())) for part, table in zip(measuring, tables, strict=True)]
-    statuses = [
-        table.select(part.status_column())
-        for part, table in zip(measuring, tables, strict=True)
-        if table[part.status_column()].null_count() < table.height
-    ]
-    whole = pl.concat([pool_view.select("id"), *measured, *statuses], how="horizontal")
+    whole = _joined(pool_view, measuring, tables)
     return derived_table(scorers, whole, pool_view, reference_view)
 
 
-def derive(scorer: DerivedScorer, scores: Any, pool: Any, reference: Any = None) -> pl.DataFrame:
-    """A score table with the columns of a derived scorer added, in the order of `scores`.
+def score_stream(
+    scorer: Scorer | Sequence[Scorer],
+    batches: Iterable[Any],
+    reference: Any = None,
+    *,
+    workers: int | None = None,
+) -> Iterator[pl.DataFrame]:
+    """Score a pool that does not fit into memory: one score table for each batch, as `score` gives it.
 
-    scores: a table with `id` and the scorer's sources (polars, pandas, Arrow, datasets); pool, reference:
-    what they were computed from, as in `score`; the pool may be in another order and hold further rows.
+    batches: an iterable of frames or tables as `score` takes them, for example
+    `pyarrow.parquet.ParquetFile(path).iter_batches()`; one batch is in memory at a time. Ids must be unique
+    over all batches, which only the caller can see. Status columns are always there, so that all tables
+    have the same columns.
 
-    Raises ScoreError for a missing or unsuitable column and where the scorer breaks its contract,
-    DataError for rows that are not in the pool.
+    Raises what `score` raises, and ScoreError for a scorer that has to see the whole pool first.
     """
-    if not isinstance(scorer, DerivedScorer):
-        raise ScoreError(f"expected a derived scorer, found {scorer!r}", hint="such as LengthControl(of=...)")
-    from karat.selecting import as_polars, column_names, string_ids
+    scorers = _as_scorers(scorer)
+    for part in scorers:
+        require_reference(part, reference)
+        if part.needs_pool():
+            raise ScoreError(
+                "has to see the whole pool before it can score a row, and a stream shows it in parts",
+                where=f"scorer {part!r}",
+                hint="use karat.score on the whole pool, or `karat run`",
+            )
+    reference_view = None if reference is None else view_of(reference)
+    prepared = [prepare(part, reference_view, None) for part in scorers]
 
-    names = column_names(scores)
-    if "id" not in names:
-        raise ScoreError("there is no column 'id' in the scores", hint="use what karat.score returns")
-    table = as_polars(scores, names)
-    try:
-        table = table.with_columns(string_ids(table["id"], "the scores"))
-    except SelectionError as error:
-        raise ScoreError(error.problem, where=error.where, hint=error.hint) from None
-    ids = table.select("id")
-    view = ids.join(view_of(pool), on="id", how="left", maintain_order="left", coalesce=True)
-    lost = ids.join(view_of(pool), on="id", how="anti", maintain_order="left")
-    if lost.height:
-        raise DataError(
-            f"{lost.height} of {ids.height} scored rows are not in the pool, the first is {lost['id'][0]!r}",
-            hint="give the pool that was scored",
-        )
-    target = None if reference is None else view_of(reference)
-    found = derive_columns(scorer, table, view, target).drop("id")
-    if found[scorer.status_column()].null_count() == found.height:
-        found = found.drop(scorer.status_column())
-    return table.drop(scorer.status_column(), strict=False).with_columns(found)
+    def tables() -> Iterator[pl.DataFrame]:
+        for batch in batches:
+            view = view_of(batch)
+            scored = [
+                score_prepared(part, view, ready, workers=workers)
+                for part, ready in zip(scorers, prepared, strict=True)
+            ]
+            yield _joined(view, scorers, scored, every_status=True)
+
+    return tables()
+
+
+def _joined(
+    view: pl.DataFrame, scorers: list[Scorer], tables: list[pl.DataFrame], every_status: bool = False
+) -> pl.DataFrame:
+    measured = [table.select(list(part.columns())) for part, table in zip(scorers, tables, strict=True)]
+    statuses = [
+        table.select(part.status_column())
+        for part, table in zip(scorers, tables, strict=True)
+        if every_status or table[part.status_column()].null_count() < table.height
+    ]
+    return pl.concat([view.select("id"), *measured, *statuses], how="horizontal")
 
 
 def view_of(data: Any) -> pl.DataFrame:

@@ -65,6 +65,11 @@ class Dictionary:
     container: int
     against: Against | None
 
+    def rows(self, texts: pl.Series) -> pl.DataFrame:
+        """`alignment` of each text, null where there is none."""
+        found = [None if text is None else self.alignment(text) for text in texts]
+        return pl.DataFrame({"alignment": pl.Series(found, dtype=pl.Float64)})
+
     def alignment(self, text: str) -> float:
         """`concatenated`, or `contrast` if there is something to hold it against."""
         data = text.encode()

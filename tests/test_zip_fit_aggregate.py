@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from karat.errors import ScoreError
 from karat.fitting import Fitting, read_arrays, write_arrays
@@ -286,6 +287,11 @@ def test_the_default_level_follows_the_aggregate() -> None:
     assert not ZipFit().needs_pool()
     assert not CONCATENATED.needs_pool()
     assert CONTRAST.needs_pool()
+
+
+def test_a_race_is_for_the_mean_over_pairs() -> None:
+    with pytest.raises(ValidationError, match="only `aggregate: mean` has; contrast takes the same few"):
+        ZipFit.model_validate({"aggregate": "contrast", "race": "10%"})
 
 
 def test_a_contrast_without_the_pool_says_so() -> None:

@@ -124,24 +124,19 @@ def _words(found: Records) -> str:
 
 
 def _worse(found: Records, name: str, first: str) -> bool:
-    low = _paired(found, name, first).low
-    return low is not None and low > 0
+    against = _paired(found, name, first)
+    return against is not None and against.low is not None and against.low > 0
 
 
 def _to_random(found: Records, name: str) -> Comparison | None:
-    if (
-        name == "random"
-        or not _of(found, "random")
-        or not all("bits" in r for n in (name, "random") for r in _of(found, n))
-    ):
-        return None
-    return _paired(found, name, "random")
+    return None if name == "random" else _paired(found, name, "random")
 
 
-def _paired(found: Records, name: str, other: str) -> Comparison:
-    one, two = ({r["seed"]: r["bits"] for r in _of(found, n)} for n in (name, other))
+def _paired(found: Records, name: str, other: str) -> Comparison | None:
+    """Over the seeds that both have been trained with; None where there is none."""
+    one, two = ({r["seed"]: r["bits"] for r in _of(found, n) if "bits" in r} for n in (name, other))
     both = sorted(one.keys() & two.keys())
-    return compare([one[s] for s in both], [two[s] for s in both], against=other)
+    return compare([one[s] for s in both], [two[s] for s in both], against=other) if both else None
 
 
 def _plot(by: Mapping[str, Records]) -> str:

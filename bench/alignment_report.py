@@ -38,7 +38,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     by = {name: [r for r in records if r["corpus"] == name] for name in corpora}
     by = {name: found for name, found in by.items() if found}
-    parts = [_head(sizes, settings), *([_overall(by)] if by else [])]
+    parts = [_head(sizes, settings), *([_overall(by)] if by else []), *_training(by)]
     parts += [_corpus(name, corpora[name], found) for name, found in by.items()]
     parts += [f"Skipped: {name} ({why})." for name, why in absent.items()]
     (out / "alignment.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -84,6 +84,25 @@ def _overall(by: Mapping[str, Records]) -> str:
         ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _training(by: Mapping[str, Records]) -> list[str]:
+    """Every corpus beside the others; [] where nothing was trained."""
+    trained = [name for name, found in by.items() if any("bits" in row for row in found)]
+    if not trained:
+        return []
+    lines = ["## Training, all corpora", ""]
+    lines += [
+        "Held-out bits per byte, difference to random rows of the same bytes, and its 95 % interval.",
+        "",
+    ]
+    lines += ["| method | " + " | ".join(trained) + " |", "|---|" + "---|" * len(trained)]
+    for method in METHODS:
+        found = [_to_random(by[name], method.name) for name in trained]
+        if any(found):
+            cells = ["" if one is None else _interval(one) for one in found]
+            lines.append(f"| {method.name} | " + " | ".join(cells) + " |")
+    return ["\n".join(lines)]
 
 
 def _corpus(name: str, what: str, found: Records) -> str:

@@ -100,6 +100,7 @@ def test_the_report_says_who_wins_and_the_chart_is_xml(tmp_path: Path) -> None:
     settings = TrainSettings(steps=5)
     write_report(json.loads(json.dumps(records)), tmp_path, Sizes(), settings, {"news": "no <b>"}, CORPORA)
     text = (tmp_path / "alignment.md").read_text(encoding="utf-8")
+    assert f"| {METHODS[2].name} | -0.315 [-0.336, -0.294] |" in text
     assert f"Finds the domain best: {METHODS[2].name} (precision 0.700)." in text
     assert f"Trains best: {METHODS[2].name} (-0.315 bits per byte to random)." in text
     assert f"Not shown to beat random: {METHODS[0].name}." in text

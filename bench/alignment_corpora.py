@@ -90,7 +90,7 @@ def _shared(data: Path) -> dict[str, tuple[str, ...]]:
     try:
         read = {name: reader(data) for name, reader in readers.items()}
     except FileNotFoundError as error:
-        raise AbsentError(f"{error.filename} is not there") from None
+        raise AbsentError(f"no {Path(error.filename).relative_to(data)} in the data folder") from None
     return {
         name: tuple(dict.fromkeys(text for text in texts if text.strip())) for name, texts in read.items()
     }

@@ -73,6 +73,12 @@ METHODS: tuple[Method, ...] = (
     Method("DSIR, summed", (Dsir(),), "dsir.log_weight"),
     Method("DSIR, per token", (Dsir(),), "dsir.log_weight_per_token"),
     Method("Moore-Lewis, byte 4-grams", (CrossEntropyDifference(),), "cross_entropy_difference.nats"),
+    Method(
+        "Moore-Lewis, eight times the pool text",
+        (CrossEntropyDifference(general=8.0),),
+        "cross_entropy_difference.nats",
+        trained=False,
+    ),
     *(
         Method(f"{name}, {aggregate}", (made,), "nearest_target.cosine", trained=(name, aggregate) in BOTH)
         for name, embedder in (("TF-IDF", WORDS), ("LSA", WORDS_SVD))

@@ -62,9 +62,9 @@ def _panel(name: str, dots: Mapping[str, Dot], rows: Sequence[str], left: float)
     ends = [end for dot in dots.values() for end in (dot.value, dot.low, dot.high) if end is not None]
     low, high = min([0.0, *ends]), max([0.0, *ends])
     # An interval from two or three seeds may be far wider than all values: it is cut at the frame.
-    values = [dot.value for dot in dots.values()]
-    span = max(max(values) - min([0.0, *values]), 1e-9)
-    low, high = max(low, min([0.0, *values]) - span / 2), min(high, max([0.0, *values]) + span / 2)
+    values = [0.0, *(dot.value for dot in dots.values())]
+    span = max(values) - min(values) or 1.0
+    low, high = max(low, min(values) - span / 2), min(high, max(values) + span / 2)
 
     def place(value: float) -> float:
         return left + PANEL * (min(max(value, low), high) - low) / ((high - low) or 1.0)

@@ -38,7 +38,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     by = {name: [r for r in records if r["corpus"] == name] for name in corpora}
     by = {name: found for name, found in by.items() if found}
-    parts = [_head(sizes, settings), *([_overall(by)] if by else [])]
+    parts = [_head(sizes, settings), *([_overall(by)] if by else []), *_training(by)]
     parts += [_corpus(name, corpora[name], found) for name, found in by.items()]
     parts += [f"Skipped: {name} ({why})." for name, why in absent.items()]
     (out / "alignment.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -86,6 +86,25 @@ def _overall(by: Mapping[str, Records]) -> str:
     return "\n".join(lines)
 
 
+def _training(by: Mapping[str, Records]) -> list[str]:
+    """Every corpus beside the others; [] where nothing was trained."""
+    trained = [name for name, found in by.items() if any("bits" in row for row in found)]
+    if not trained:
+        return []
+    lines = ["## Training, all corpora", ""]
+    lines += [
+        "Held-out bits per byte, difference to random rows of the same bytes, and its 95 % interval.",
+        "",
+    ]
+    lines += ["| method | " + " | ".join(trained) + " |", "|---|" + "---|" * len(trained)]
+    for method in METHODS:
+        found = [_to_random(by[name], method.name) for name in trained]
+        if any(found):
+            cells = ["" if one is None else _interval(one) for one in found]
+            lines.append(f"| {method.name} | " + " | ".join(cells) + " |")
+    return ["\n".join(lines)]
+
+
 def _corpus(name: str, what: str, found: Records) -> str:
     seeds = sorted({r["seed"] for r in found})
     lines = [f"## {name}: {what}", "", f"{len(seeds)} seeds.", ""]
@@ -124,24 +143,19 @@ def _words(found: Records) -> str:
 
 
 def _worse(found: Records, name: str, first: str) -> bool:
-    low = _paired(found, name, first).low
-    return low is not None and low > 0
+    against = _paired(found, name, first)
+    return against is not None and against.low is not None and against.low > 0
 
 
 def _to_random(found: Records, name: str) -> Comparison | None:
-    if (
-        name == "random"
-        or not _of(found, "random")
-        or not all("bits" in r for n in (name, "random") for r in _of(found, n))
-    ):
-        return None
-    return _paired(found, name, "random")
+    return None if name == "random" else _paired(found, name, "random")
 
 
-def _paired(found: Records, name: str, other: str) -> Comparison:
-    one, two = ({r["seed"]: r["bits"] for r in _of(found, n)} for n in (name, other))
+def _paired(found: Records, name: str, other: str) -> Comparison | None:
+    """Over the seeds that both have been trained with; None where there is none."""
+    one, two = ({r["seed"]: r["bits"] for r in _of(found, n) if "bits" in r} for n in (name, other))
     both = sorted(one.keys() & two.keys())
-    return compare([one[s] for s in both], [two[s] for s in both], against=other)
+    return compare([one[s] for s in both], [two[s] for s in both], against=other) if both else None
 
 
 def _plot(by: Mapping[str, Records]) -> str:

@@ -14,6 +14,7 @@ import lz4.frame
 import numpy as np
 import polars as pl
 import pytest
+from domain_pools import area_under_curve, four_domains
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -334,3 +335,15 @@ def test_it_finds_a_domain_that_the_mean_over_pairs_misses() -> None:
 
     assert precision(CONTRAST) > 0.9
     assert precision(CONTRAST) > precision(ZipFit()) + 0.3
+
+
+def test_it_finds_maths_among_four_domains_as_well_as_any_score_without_a_model() -> None:
+    """GSM8K target: AUC .78 and precision .58 for the mean over pairs, .997 and .93 for the best peers."""
+    curves, precisions = [], []
+    for seed in range(2):
+        pool, wanted, targets = four_domains(seed)
+        scores = np.array(scored(CONTRAST, pool, targets), np.float64)
+        curves.append(area_under_curve(wanted, scores.tolist()))
+        precisions.append(np.array(wanted)[np.argsort(-scores, kind="stable")[: sum(wanted)]].mean())
+    assert min(curves) > 0.99
+    assert min(precisions) > 0.9

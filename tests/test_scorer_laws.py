@@ -47,6 +47,9 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"compressor": "lz4", "level": 4},
         {"race": 3},
         {"race": "40%", "compressor": "lz4", "seed": 1},
+        {"aggregate": "concatenated"},
+        {"aggregate": "contrast"},
+        {"aggregate": "contrast", "compressor": "lz4"},
     ],
 }
 CHANGES: dict[str, dict[str, Any]] = {
@@ -59,6 +62,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "dsir": {"ngrams": 1, "buckets": 1_000, "smoothing": 1e-8, "tokens": "characters"},
     "length": {"tokenizer": "bytes"},
+    "zip_fit": {
+        "level": 7,
+        "compressor": "lz4",
+        "aggregate": "contrast",
+        "race": 5,
+        "exact": {"race": "10%", "exact": False},
+        "confidence": 0.9,
+        "seed": 1,
+    },
     "length_control": {
         "of": ["length.tokens", "length.characters"],
         "method": "match",
@@ -67,14 +79,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "largest": False,
     },
     "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
-    "zip_fit": {
-        "level": 7,
-        "compressor": "lz4",
-        "race": 5,
-        "exact": {"race": "10%", "exact": False},
-        "confidence": 0.9,
-        "seed": 1,
-    },
 }
 SCORERS: list[Scorer] = [
     load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries

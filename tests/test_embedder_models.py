@@ -8,6 +8,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -210,16 +211,16 @@ def test_a_run_says_it_each_time_though_nothing_is_scored_again(
     from karat.store import DIGEST, Store, keep
 
     scorer = NearestTarget(embedder={"kind": "transformers", "model": str(folders["bert"]), "max_tokens": 5})
-    rows = from_frame(pl.DataFrame({"text": ["a b c d", "a"]}))
+    rows = from_frame(pl.DataFrame({"text": ["a b c d", "a", *(f"b {i}" for i in range(98))]}))
     view = rows.view.with_columns(rows.view["text"].alias(DIGEST))
     store = Store(tmp_path)
-    for missing in (2, 0):
+    for missing in (100, 0):
         work = pending(scorer, view, view, store)
         assert work.missing.height == missing
-        for chunk in cut(work, keep(view, store.reference(view)), store):
-            score_file(chunk)
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(score_file, cut(work, keep(view, store.reference(view)), store)))
         assert notes_on(work, store) == [
-            "nearest_target: 1 of 2 reference rows are longer than the model reads, and only their "
+            "nearest_target: 1 of 100 reference rows are longer than the model reads, and only their "
             "beginning counts (`max_tokens`)"
         ]
 

@@ -145,7 +145,8 @@ def score_file(chunk: Chunk) -> int:
     rows = pl.read_parquet(chunk.rows, glob=False)
     with _one_at_a_time:
         prepared = _prepared(scorer, chunk.reference, chunk.fitted)
-    _keep_notes(list(scorer.notes(prepared)), Path(chunk.result).with_name(NOTES))
+        # Within the lock, as the temporary file is named by process and not by thread.
+        _keep_notes(list(scorer.notes(prepared)), Path(chunk.result).with_name(NOTES))
     table = score_chunk(scorer, rows.drop(DIGEST), prepared)
     kept = table.drop("id").insert_column(0, rows[DIGEST])
     write_parquet(kept.select(DIGEST, *_schema(scorer)), Path(chunk.result))

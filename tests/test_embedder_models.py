@@ -315,6 +315,31 @@ def test_models_that_cannot_be_used(folders: dict[str, Path], tmp_path: Path, ho
     assert raised.value.hint
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_the_weights_is_not_run(folders: dict[str, Path], tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(folders["llama"], folder)
+    settings = json.loads((folder / file).read_text())
+    settings |= {"model_type": "strange", "tokenizer_class": "Strange"}
+    names = {"AutoConfig": "code.C", "AutoModel": "code.C", "AutoTokenizer": ["code.C", "code.C"]}
+    (folder / file).write_text(json.dumps({**settings, "auto_map": names}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    for kind in ("pretrained", "transformers"):
+        with pytest.raises(ScoreError, match="custom code"):
+            NearestTarget(embedder={"kind": kind, "model": str(folder)}).embedder.load(None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_other_formats_are_not_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(folders["llama"], folder)
+    (folder / "elsewhere").mkdir()
+    (folder / "model.safetensors").rename(folder / "elsewhere" / "model.safetensors")
+    torch.save(LlamaForCausalLM.from_pretrained(folders["llama"]).state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ScoreError, match="no file named model.safetensors"):
+        Pretrained(model=str(folder)).load(None)
+
+
 def test_a_pickle_in_a_module_is_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("karat.scorers.embedder_sentence.find_spec", lambda name: True)
     shutil.copytree(folders["llama"], tmp_path / "m")

@@ -336,7 +336,7 @@ def test_weights_in_other_formats_are_not_read(folders: dict[str, Path], tmp_pat
     (folder / "elsewhere").mkdir()
     (folder / "model.safetensors").rename(folder / "elsewhere" / "model.safetensors")
     torch.save(LlamaForCausalLM.from_pretrained(folders["llama"]).state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(ScoreError, match="no file named model.safetensors"):
+    with pytest.raises(ScoreError, match=r"no file named model\.safetensors"):
         Pretrained(model=str(folder)).load(None)
 
 

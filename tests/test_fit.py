@@ -160,6 +160,7 @@ class Steps(Scorer):
             fitting.report(step + 1, 5)
         return found
     def prepare(self, reference, fitted=None): return fitted["sum"][0]
+    def notes(self, prepared): return (f"{prepared:g} in all",)
     def score(self, rows, prepared):
         n = rows.height
         return pl.DataFrame({"id": rows["id"], "steps.total": [float(prepared)] * n,
@@ -202,6 +203,8 @@ def test_a_killed_fit_goes_on_and_a_changed_pool_is_learned_anew(tmp_path: Path)
     (tmp_path / "pool.jsonl").write_text("\n".join(reversed(rows)) + "\n")
     assert karat(tmp_path, "run", "c.yaml").returncode == 0
     assert len(log.read_text().split()) == 6, "another order is the same pool"
+    told = json.loads((out.parent / "run.json").read_text())["warnings"]
+    assert "steps: 160 in all" in told, "nothing was scored, and the note is there all the same"
 
     (tmp_path / "pool.jsonl").write_text("\n".join([*rows, json.dumps({"id": "new", "text": "b"})]) + "\n")
     assert karat(tmp_path, "run", "c.yaml").returncode == 0

@@ -59,7 +59,7 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
     selection = select_stage(config, table, record)
     export_stage(config, inputs, selection, record)
     training = train_stage(config, inputs, selection, store, record) if config.train is not None else None
-    done = _facts(config, inputs, selection, training)
+    done = _facts(config, inputs, selection, training, record.warnings)
     with record.stage("report"):
         # The report reads run.json; without a key it is the record of an unfinished run.
         write_record(config.out, done | finished(config.out, record))
@@ -70,7 +70,11 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
 
 
 def _facts(
-    config: Config, inputs: Inputs, selection: pl.DataFrame, training: dict[str, Any] | None
+    config: Config,
+    inputs: Inputs,
+    selection: pl.DataFrame,
+    training: dict[str, Any] | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     columns = config.score_columns()
@@ -88,7 +92,7 @@ def _facts(
         },
         "versions": versions(),
         "counts": counts(config, inputs, selection),
-        "warnings": [*inputs.warnings, *length_warnings(lengths)],
+        "warnings": [*inputs.warnings, *notes, *length_warnings(lengths)],
         "length_correlations": lengths,
         "group_column": config.data.columns.group,
         "training": training,

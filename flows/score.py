@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from karat.chunked import Pending, cut, pending, plan_fit, score_table
+from karat.chunked import Pending, cut, notes_on, pending, plan_fit, score_table
 from karat.config import Loaded
 from karat.deriving import derived_scorers, derived_table
 from karat.flows.tasks import run_chunks, run_fit
@@ -26,6 +26,7 @@ def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) ->
     try:
         for scorer in sorted(measuring, key=lambda scorer: scorer.kind != "length"):
             works[scorer.kind] = _score(scorer, inputs, store, record)
+            record.warnings += notes_on(works[scorer.kind], store)
             if scorer.kind == "length":
                 check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
     finally:

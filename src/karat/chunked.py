@@ -16,10 +16,12 @@ from karat.fitting import Fitting, read_arrays, write_arrays
 from karat.parts import Scorer
 from karat.registry import load
 from karat.score_engine import chunks, cores, fit_pool, prepare, score_chunk
-from karat.store import DIGEST, Store, frame_digest, key_of, write_parquet
+from karat.store import DIGEST, Store, frame_digest, key_of, read_json, write_json, write_parquet
 
 CONTENT = frozenset({"text", "prompt", "response"})
 """What the digest of a row covers, and so all that a kept score may depend on."""
+NOTES = "notes.json"
+"""File beside the score tables: what is to be said about the reference."""
 MAX_CHUNK_ROWS = 2048
 MAX_CHUNK_BYTES = 8 << 20
 
@@ -143,10 +145,23 @@ def score_file(chunk: Chunk) -> int:
     rows = pl.read_parquet(chunk.rows, glob=False)
     with _one_at_a_time:
         prepared = _prepared(scorer, chunk.reference, chunk.fitted)
+        # Within the lock, as the temporary file is named by process and not by thread.
+        _keep_notes(list(scorer.notes(prepared)), Path(chunk.result).with_name(NOTES))
     table = score_chunk(scorer, rows.drop(DIGEST), prepared)
     kept = table.drop("id").insert_column(0, rows[DIGEST])
     write_parquet(kept.select(DIGEST, *_schema(scorer)), Path(chunk.result))
     return chunk.count
+
+
+def _keep_notes(notes: list[str], path: Path) -> None:
+    # Beside the scores, so that a run that finds them all in the store says the same.
+    if notes and read_json(path) != notes:
+        write_json(notes, path)
+
+
+def notes_on(work: Pending, store: Store) -> list[str]:
+    """What a scorer said about its reference when it was prepared."""
+    return [f"{work.scorer.kind}: {note}" for note in read_json(store.scores(work.key) / NOTES) or () if note]
 
 
 _one_at_a_time = Lock()

@@ -28,7 +28,9 @@ def correlation(scores: pl.Series, lengths: pl.Series) -> dict[str, Any]:
 def _coefficient(pair: pl.DataFrame, method: Literal["spearman", "pearson"]) -> float | None:
     if pair.height < 3 or pair["a"].n_unique() < 2 or pair["b"].n_unique() < 2:
         return None
-    value = pair.select(pl.corr("a", "b", method=method)).item()
+    # Scaled first: squares of very large or very small numbers leave the range.
+    sized = pair.select(pl.all() / pl.all().abs().max())
+    value = sized.select(pl.corr("a", "b", method=method)).item()
     return None if value is None or value != value else float(value)
 
 

@@ -19,6 +19,7 @@ from karat.score_engine import (
     score_chunk,
     score_prepared,
     score_view,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -103,6 +104,8 @@ def score_stream(
             )
     reference_view = None if reference is None else view_of(reference)
     prepared = [prepare(part, reference_view, None) for part in scorers]
+    for part, ready in zip(scorers, prepared, strict=True):
+        tell(part, ready)
 
     def tables() -> Iterator[pl.DataFrame]:
         for batch in batches:

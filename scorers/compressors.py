@@ -62,20 +62,33 @@ class PairSizes:
 
     def own(self, text: bytes) -> int:
         """C(x)."""
-        return self._lengths.own(text) if self._lengths else self._size(text)
+        lengths = self._kernel()
+        if lengths:
+            return lengths.own(text)
+        started = time.thread_time()
+        size = self._size(text)
+        self._took(started)
+        return size
 
     def joint(self, text: bytes, which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
         """C(xy) for the targets at the places `which` (all if None), in that order."""
-        if self._level and not self._lengths:
-            self._lengths = KERNEL.lengths(self._level, self.targets)
-        if self._lengths:
-            return self._lengths.joint(text, which)
+        lengths = self._kernel()
+        if lengths:
+            return lengths.joint(text, which)
         started = time.thread_time()
         targets = self.targets if which is None else [self.targets[j] for j in which]
         sizes = np.fromiter((self._size(text + target) for target in targets), np.int64, len(targets))
+        self._took(started)
+        return sizes
+
+    def _kernel(self) -> DeflateLengths | None:
+        if self._level and not self._lengths:
+            self._lengths = KERNEL.lengths(self._level, self.targets)
+        return self._lengths
+
+    def _took(self, started: float) -> None:
         if self._level:
             KERNEL.seconds += time.thread_time() - started
-        return sizes
 
 
 class Kernel:

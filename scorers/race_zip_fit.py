@@ -196,8 +196,6 @@ def raced(
     if not len(texts):
         return outcome(texts, Raced(np.zeros(0), np.zeros(0), np.zeros(0, np.bool_)))
     field = TextField(texts, targets, fitting, seed)
-    # Own sizes come from the fast kernel as well, once a first pair has made it ready.
-    targets.pairs.joint(b"", np.zeros(1, np.intp))
     with field.threads():
         if len(texts) * field.values < FEWEST_PAIRS or k >= copies.sum():
             every = np.arange(len(texts))

@@ -39,6 +39,9 @@ EARLY = 8
 """Up to so many values a row is rejected only if both its sample and the regression say so."""
 CUT_SHARE = 0.2
 """Part of the risk spent on the place of the cut; the rest is spent on the rejected rows."""
+MOST_VALUES, MOST_A_ROW = 1 << 24, 8
+"""So many values, or so many for each row of the pool, are held at once, so that memory does not grow with
+N x M: rows that would need more to be told apart are completed."""
 SURE = 0.02
 """A row that is below the cut with no more than this probability is completed at once; that risks nothing."""
 
@@ -114,7 +117,7 @@ def race(field: Field, copies: Counts, k: int, confidence: float) -> Raced:
         return Raced(field.finish("all", open_, drawn), bound, ~exact)
     fit, risk = Fit(), (1 - confidence) / len(steps)
     for stop in steps:
-        if not open_.size:
+        if not open_.size or open_.size * stop > max(MOST_VALUES, MOST_A_ROW * count):
             break
         drawn = np.concatenate([drawn, field.draw(f"draw-{stop}", open_, drawn.shape[1], stop)], axis=1)
         found = fit.estimates(field, open_, drawn)

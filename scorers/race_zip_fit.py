@@ -168,12 +168,13 @@ class TextField:
             name = f"{step}-{start // size}"
             heavy = part.size * pairs >= KEEP_PAIRS
             kept = self.fitting.kept(name) if heavy else None
-            if kept is None:
+            # A machine that rounds differently may have had other rows still open at this step.
+            if kept is None or not np.array_equal(kept.get("rows", ()), part):
                 blocks = []
                 for block in self._each(lambda block: work(*block), self._blocks(part, next_to, most)):
                     blocks.append(block)
                     self._report(block.shape[0] * pairs)
-                kept = {"values": np.concatenate(blocks)}
+                kept = {"rows": part, "values": np.concatenate(blocks)}
                 if heavy:
                     self.fitting.keep(name, kept)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -167,8 +168,12 @@ class ZipFit(Scorer):
         return level
 
     def environment(self) -> dict[str, str]:
-        """The version of the compression library: another one gives other sizes."""
-        return library_version(self.compressor)
+        """The version of the compression library: another one gives other sizes.
+
+        In a race also those of numpy, which draws the order of the targets, and of scipy's distributions.
+        """
+        found = library_version(self.compressor)
+        return found if self.race is None else {**found, "numpy": np.__version__, "scipy": version("scipy")}
 
     def needs_pool(self) -> bool:
         """A race does, and a contrast: its other dictionaries are drawn from the pool."""

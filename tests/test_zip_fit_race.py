@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from karat.errors import ScoreError
-from karat.fitting import Arrays, Fitting
+from karat.fitting import Arrays, Fitting, read_arrays, write_arrays
 from karat.reweight.select.budget import Budget
 from karat.reweight.select.top_k import TopK
 from karat.score_engine import fit_pool, score_view
@@ -263,6 +263,26 @@ def test_a_killed_race_goes_on_and_gives_the_same_bits(
     once_more = pairs[0]
     assert _equal(fit_pool(scorer, rows, reference, Fitting(1, folder=tmp_path)), whole)
     assert pairs[0] - once_more < 0.2 * all_pairs
+
+
+def test_a_step_that_was_kept_for_other_rows_is_done_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(race_zip_fit, "KEEP_PAIRS", 1)
+    texts, targets = corpus("docstrings", 120, 20, 16)
+    rows, reference, scorer = frame(texts), frame(targets, "t"), ZipFit(race=12)
+    whole = fit_pool(scorer, rows, reference, Fitting(folder=tmp_path))
+    steps = sorted(tmp_path.glob("draw-*.safetensors"))
+    assert len(steps) > 1
+    for step in steps:
+        arrays = read_arrays(step)
+        assert arrays is not None
+        for strange in (
+            {"rows": arrays["rows"][::-1], "values": -arrays["values"]},
+            {"values": arrays["values"]},
+        ):
+            write_arrays(strange, step)
+            assert _equal(fit_pool(scorer, rows, reference, Fitting(folder=tmp_path)), whole)
 
 
 def _equal(left: Arrays, right: Arrays) -> bool:

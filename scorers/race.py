@@ -53,6 +53,8 @@ class Field(Protocol):
     """M."""
     means: Floats
     """[N, F] mean of each row's features over all its M values."""
+    quoted: tuple[Floats, Floats]
+    """[P, F] and [P] rare differences within a row, in features and in values, that no sample may show."""
 
     def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
         """[n, stop - start] the values at places start to stop of each row's order; the dear part."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from karat.fitting import Arrays, Fitting
 from karat.scorers.gram_overlap import GramOverlap
 from karat.scorers.race import Orders, Raced, race
-from karat.scorers.race_features import FEATURES, features, mean_features
+from karat.scorers.race_features import FEATURES, features, mean_features, quoted_pairs
 from karat.scorers.race_fit import Floats, Rows
 from karat.scorers.race_outcome import outcome
 from karat.scorers.zip_fit_targets import Sizes, Targets, alignments
@@ -45,6 +45,7 @@ class TextField:
         self.own = np.zeros(len(texts), np.int64)
         self.letters = np.zeros(len(texts), np.int64)
         self.means: Floats = np.zeros((len(texts), FEATURES))
+        self.quoted: tuple[Floats, Floats] = np.zeros((0, FEATURES)), np.zeros(0)
         self._open: Rows = np.zeros(0, np.intp)
         self._counts = np.zeros((0, 0, 3), np.int32)
         distinct = targets.pairs.targets
@@ -77,6 +78,7 @@ class TextField:
         found = self._stripes("measure", every, MEASURE_COST, self._measured, most=MEASURE_ROWS)
         self.own, self.letters = found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
         self.means = found[:, 2:]
+        self.quoted = quoted_pairs(self.own, self.lengths)
 
     def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
         """Alignments with the targets at places start to stop of each row's order."""

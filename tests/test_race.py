@@ -29,6 +29,7 @@ class Matrix:
     def __init__(self, values: Floats, features: Floats, seed: int) -> None:
         self.all, self.known = values, features
         self.means, self.values = features.mean(1), values.shape[1]
+        self.quoted = np.zeros((0, features.shape[2])), np.zeros(0)
         self.columns = Orders(len(values), self.values, seed).columns
         self.drawn = self.skipped = 0
 

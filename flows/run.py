@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from karat.config import Config, Loaded, load_config
+from karat.estimates import estimate_warnings
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
@@ -92,7 +93,12 @@ def _facts(
         },
         "versions": versions(),
         "counts": counts(config, inputs, selection),
-        "warnings": [*inputs.warnings, *notes, *length_warnings(lengths)],
+        "warnings": [
+            *inputs.warnings,
+            *notes,
+            *estimate_warnings(selection),
+            *length_warnings(lengths),
+        ],
         "length_correlations": lengths,
         "group_column": config.data.columns.group,
         "training": training,

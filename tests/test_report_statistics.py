@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 
+from karat.estimates import estimate_warnings, is_bound
 from karat.length_correlation import correlation, length_correlations, length_warnings
 from karat.report import headline, statistics, words
 from karat.report.run import Run
@@ -150,6 +151,30 @@ def test_the_warning_begins_above_six_tenths(ranks: list[int], warned: bool, sig
     texts = pl.Series(["x" * n for n in range(1, 6)])
     scores = pl.DataFrame({"s": [sign * rank for rank in ranks]})
     assert bool(length_warnings(length_correlations(scores, texts, ["s"], []))) is warned
+
+
+def test_a_bound_of_estimates_is_no_score_that_could_go_with_length() -> None:
+    texts = pl.Series(["x" * n for n in range(1, 6)])
+    falls = [5.0, 4.0, 3.0, 2.0, 1.0]
+    scores = pl.DataFrame({"a.score": falls, "a.bound": falls, "a.exact": [True] * 5, "b.bound": falls})
+    lines = length_correlations(scores, texts, scores.columns, [])
+    assert [line["score"] for line in lines] == ["a.score", "b.bound"]
+    assert not is_bound("a.bound", ["a.bound", "a.bounds"])
+    frame = scores.with_columns(weight=1.0, **{"length.bytes": pl.Series([1.0, 2.0, 3.0, 4.0, 5.0])})
+    made = Run(frame, frame["weight"] > 0, {}, frame, ("a.score", "a.bound"), ("length.bytes",), None, True)
+    assert [line["score"] for line in statistics.correlations(made)] == ["a.score"]
+
+
+def test_selected_rows_with_estimates_are_warned_about() -> None:
+    exact = pl.Series([True, True, False, False, None])
+    selection = pl.DataFrame({"weight": [1.0, 2.0, 0.5, 0.0, 1.0], "a.exact": exact, "b.exact": [0.0] * 5})
+    assert estimate_warnings(selection) == [
+        "1 of 4 selected rows has an estimate for a score (a.exact is false): only the best rows of a race "
+        "are exact. Set `race` of a to at least as many rows as are selected by it, or leave out `race`"
+    ]
+    assert estimate_warnings(selection.head(2)) == []
+    assert estimate_warnings(selection.with_columns(weight=0.0)) == []
+    assert estimate_warnings(selection.drop("a.exact")) == []
 
 
 def test_the_cut_is_the_last_kept_score_and_is_absent_where_none_parts_the_rows() -> None:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import polars as pl
 
+from karat.estimates import is_bound
+
 STRONG = 0.6
 """A correlation with length above this size, either sign, is worth a warning."""
 CONTROL = "length_control."
@@ -39,14 +41,17 @@ def length_correlations(
 ) -> list[dict[str, Any]]:
     """The correlation of every score column with the bytes of the text, whether or not lengths are scored.
 
-    scores, texts: the same rows in the same order; columns: the score columns, of which lengths and what
-    is no number are left out; scorers: the scorers' settings as mappings (`matched_columns`).
+    scores, texts: the same rows in the same order; columns: the score columns, of which lengths, bounds of
+    estimates and what is no number are left out; scorers: the scorers' settings as mappings
+    (`matched_columns`).
     """
     lengths, matched = texts.str.len_bytes(), matched_columns(scorers)
     return [
         with_design({"score": name, "length": "bytes of text", **correlation(scores[name], lengths)}, matched)
         for name in columns
-        if not name.startswith(_LENGTH) and scores[name].dtype.is_numeric()
+        if not name.startswith(_LENGTH)
+        and not is_bound(name, scores.columns)
+        and scores[name].dtype.is_numeric()
     ]
 
 

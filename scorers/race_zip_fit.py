@@ -176,7 +176,9 @@ class TextField:
             # A machine that rounds differently may have had other rows still open at this step.
             if kept is None or not np.array_equal(kept.get("rows", ()), part):
                 blocks = []
-                for block in self._each(lambda block: work(*block), self._blocks(part, next_to, most)):
+                # Every thread has its share, however few the rows.
+                share = max(1, min(most, -(-part.size // self.fitting.workers)))
+                for block in self._each(lambda block: work(*block), self._blocks(part, next_to, share)):
                     blocks.append(block)
                     self._report(block.shape[0] * pairs)
                 kept = {"rows": part, "values": np.concatenate(blocks)}

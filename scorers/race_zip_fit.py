@@ -176,8 +176,9 @@ class TextField:
             # A machine that rounds differently may have had other rows still open at this step.
             if kept is None or not np.array_equal(kept.get("rows", ()), part):
                 blocks = []
-                # Every thread has its share, however few the rows.
-                share = max(1, min(most, -(-part.size // self.fitting.workers)))
+                # Every thread has its share, however few the rows; several, as rows differ in length.
+                shares = self.fitting.workers * (4 if most == BLOCK_ROWS else 1)
+                share = max(1, min(most, -(-part.size // shares)))
                 for block in self._each(lambda block: work(*block), self._blocks(part, next_to, share)):
                     blocks.append(block)
                     self._report(block.shape[0] * pairs)

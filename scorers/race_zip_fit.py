@@ -117,7 +117,7 @@ class TextField:
             every[np.arange(part.size)[:, None], columns] = np.concatenate(
                 [before, alignments(self.own[part][:, None], joint, self.targets.sizes[rest])], axis=1
             )
-            return every.mean(axis=1, keepdims=True)
+            return np.asarray(every.mean(axis=1, keepdims=True))
 
         begun = self._stripes(step, rows, self.values - known, work, drawn)
         return lambda: begun()[:, 0]

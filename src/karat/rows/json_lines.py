@@ -106,12 +106,12 @@ def _lines(path: Path) -> Iterator[Found]:
             for number, line in enumerate(file, 1):
                 content = line.removeprefix(BOM) if number == 1 else line
                 if not content.isspace() and content:
-                    yield number, _object(content)
+                    yield number, object_on(content)
         except READ_ERRORS as error:
             raise broken(path, error, after=number) from None
 
 
-def _object(line: bytes) -> dict[str, Any] | str:
+def object_on(line: bytes) -> dict[str, Any] | str:
     """The object on a line, or what is wrong with it."""
     try:
         text = line.decode("utf-8").strip(_SPACE)

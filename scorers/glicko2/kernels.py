@@ -102,7 +102,7 @@ def _period(
                 last[player] = number
     for game in range(one.size):
         a, b, s = one[game], other[game], score[game]
-        for turn in range(2):
+        for _turn in range(2):
             g = weight_of(phi[b])
             expected = 1.0 / (1.0 + math.exp(-g * (mu[a] - mu[b])))
             held[a, 0] += g * g * expected * (1.0 - expected)

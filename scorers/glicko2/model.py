@@ -72,7 +72,7 @@ class Glicko2(BaseModel):
     most_deviation: float | None = Field(None, gt=0, description="the deviation never grows beyond this")
     period: int | str | None = Field(
         None,
-        description="games of one period: a number, or a duration (1d, 1w, 1mo); default: all, or `time`",
+        description="games of one period: a number, or a duration (1d, 1w); default: all, or `time`",
     )
 
     def fit(self, games: Any, *, start: Glicko2Fit | pl.DataFrame | None = None) -> Glicko2Fit:

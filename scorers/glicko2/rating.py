@@ -129,7 +129,7 @@ def _calendar(time: pl.Series, length: str) -> NDArray[np.int64]:
         raise ScoreError(f"periods of {length!r} need dates, and times are {time.dtype}")
     try:
         begins = time.dt.truncate(length)
-        every = pl.datetime_range(begins.min(), begins.max(), length, eager=True)  # type: ignore[arg-type]
+        every: pl.Series = pl.datetime_range(begins.min(), begins.max(), length, eager=True)  # type: ignore[arg-type]
     except (pl.exceptions.PolarsError, ValueError) as error:
         raise ScoreError(
             f"{length!r} is no duration: {str(error).splitlines()[0]}", hint="1d, 1w, 1mo, 1q, 1y"

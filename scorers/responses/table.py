@@ -191,7 +191,7 @@ def from_matrix(
     items: Sequence[str] | None = None,
     source: str = "matrix",
 ) -> Iterator[Part]:
-    """The rows of a subjects × items matrix with NaN for gaps; names are row and column numbers if not given."""
+    """The rows of a subjects × items matrix with NaN for gaps; names default to numbers."""
     names = pl.Series(
         [str(i) for i in range(matrix.shape[1])] if items is None else list(items), dtype=pl.String
     )

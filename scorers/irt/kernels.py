@@ -181,22 +181,51 @@ def _curve_logs(items: Any, theta: Any, gain: Any, failed: Any) -> None:
 curve_logs = _compiled(_curve_logs)
 
 
-def _mean_chances(
-    rows: Any, offsets: Any, items: Any, chance: Any, variance: Any, weights: Any, start: Any, out: Any
+def _mean_score_squares(
+    solved_rows: Any, solved_offsets: Any, solved_items: Any,
+    listed_rows: Any, listed_offsets: Any, listed_items: Any, complete: Any,
+    right: Any, wrong: Any, weights: Any, copies: Any, start: Any, out: Any,
 ) -> None:
-    """out[at] = (E P, E P Q) under each row's window weights, for every listed pair in turn."""
+    """out[j] += copies * m m', m [Q] = mean score of subject i in the parameters of item j, for all pairs.
+
+    right, wrong: [J, Q, G] score of a solved and of a failed response at the nodes; weights [P, width].
+    """  # fmt: skip
+    n_items, n_scores = right.shape[0], right.shape[1]
     width = weights.shape[1]
-    for r in range(len(rows)):
-        i = rows[r]
+    answered = np.empty(n_items, np.int64)
+    solved = np.empty(n_items, np.int64)
+    mean = np.empty(n_scores)
+    at_solved = at_listed = 0
+    for i in range(len(copies)):
+        answered[:] = 1 if complete else 0
+        solved[:] = 0
+        if at_listed < len(listed_rows) and listed_rows[at_listed] == i:
+            for at in range(listed_offsets[at_listed], listed_offsets[at_listed + 1]):
+                answered[listed_items[at]] += -1 if complete else 1
+            at_listed += 1
+        if at_solved < len(solved_rows) and solved_rows[at_solved] == i:
+            for at in range(solved_offsets[at_solved], solved_offsets[at_solved + 1]):
+                solved[solved_items[at]] += 1
+            at_solved += 1
         first = start[i]
-        for at in range(offsets[r], offsets[r + 1]):
-            j = items[at]
-            p = v = 0.0
-            for k in range(width):
-                p += weights[i, k] * chance[j, first + k]
-                v += weights[i, k] * variance[j, first + k]
-            out[at, 0] = p
-            out[at, 1] = v
+        for j in range(n_items):
+            if answered[j] == 0:
+                continue
+            failed = answered[j] - solved[j]
+            for q in range(n_scores):
+                total = 0.0
+                if solved[j] > 0:
+                    line = right[j, q, first : first + width]
+                    for k in range(width):
+                        total += solved[j] * weights[i, k] * line[k]
+                if failed > 0:
+                    line = wrong[j, q, first : first + width]
+                    for k in range(width):
+                        total += failed * weights[i, k] * line[k]
+                mean[q] = total
+            for q in range(n_scores):
+                for r in range(n_scores):
+                    out[j, q, r] += copies[i] * mean[q] * mean[r]
 
 
-mean_chances = _compiled(_mean_chances)
+mean_score_squares = _compiled(_mean_score_squares)

@@ -59,6 +59,16 @@ class Responses:
         """Whether every subject answered every item."""
         return all(block.complete and block.listed.items.size == 0 for block in self.blocks)
 
+    def answered(self) -> Ints:
+        """[P] number of kept items that each row answered."""
+        out = np.zeros(self.copies.size, np.int64)
+        for block in self.blocks:
+            if block.complete:
+                out += block.last - block.first
+            lengths = np.diff(block.listed.offsets)
+            out[block.listed.rows] += -lengths if block.complete else lengths
+        return out
+
     def nbytes(self) -> int:
         """Bytes of the packed responses."""
         lists = [part for block in self.blocks for part in (block.solved, block.listed)]

@@ -83,7 +83,9 @@ def run(cycle: Callable[[Floats], Cycle], start: Floats, tolerance: float, limit
             return Converged(done.items, iteration, change, True)
         if before is not None and rate > _SLOW and iteration >= _FIRST_LEAP:
             safe, safe_objective = done.items, done.objective
-            items = within_bounds(_leap(done.items, step * _finite(done.se), before * _finite(done.se), before, step))
+            items = within_bounds(
+                _leap(done.items, step * _finite(done.se), before * _finite(done.se), before, step)
+            )
             before = None
         else:
             items, before = done.items, step

@@ -11,7 +11,9 @@ from karat.scorers.irt.response_source import Floats
 from karat.scorers.irt.sums import Sums
 
 
-def infit_outfit(sums: Sums, responses: Responses, items: Floats, posterior: Posterior) -> tuple[Floats, Floats]:
+def infit_outfit(
+    sums: Sums, responses: Responses, items: Floats, posterior: Posterior
+) -> tuple[Floats, Floats]:
     """[J] infit and outfit mean squares, averaged over the posterior of the ability; 1 is expected.
 
         outfit = mean of (x - P)^2 / (P Q)        infit = sum of (x - P)^2 / sum of P Q
@@ -23,9 +25,7 @@ def infit_outfit(sums: Sums, responses: Responses, items: Floats, posterior: Pos
     infit, outfit = np.empty((2, len(items)))
     for block in responses.blocks:
         mine = slice(block.first, block.last)
-        counts = sums.node_counts(
-            block, weights, posterior.mean, responses.copies, posterior.windows, False
-        )
+        counts = sums.node_counts(block, weights, posterior.mean, responses.copies, posterior.windows, False)
         solved = counts.solved
         assert solved is not None  # noqa: S101
         p = np.clip(chances(items[mine], posterior.windows.theta), 1e-12, 1 - 1e-12)

@@ -37,8 +37,13 @@ def flags_of(
 
 
 def item_table(
-    names: pl.Series, answered: Ints, solved: Ints, items: Floats, covariance: Floats,
-    fit: tuple[Floats, Floats], flags: list[list[str]],
+    names: pl.Series,
+    answered: Ints,
+    solved: Ints,
+    items: Floats,
+    covariance: Floats,
+    fit: tuple[Floats, Floats],
+    flags: list[list[str]],
 ) -> pl.DataFrame:
     """One row per item, in the order of the names.
 

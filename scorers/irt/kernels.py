@@ -23,9 +23,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return njit(nogil=True)(function)
 
 
-def _window_sums(
-    rows: Any, offsets: Any, items: Any, table: Any, start: Any, sign: Any, out: Any
-) -> None:
+def _window_sums(rows: Any, offsets: Any, items: Any, table: Any, start: Any, sign: Any, out: Any) -> None:
     """out[i, k] += sign * sum over the listed items j of table[j, start[i] + k]."""
     width = out.shape[1]
     sums = np.empty(width)
@@ -182,9 +180,19 @@ curve_logs = _compiled(_curve_logs)
 
 
 def _mean_score_squares(
-    solved_rows: Any, solved_offsets: Any, solved_items: Any,
-    listed_rows: Any, listed_offsets: Any, listed_items: Any, complete: Any,
-    right: Any, wrong: Any, weights: Any, copies: Any, start: Any, out: Any,
+    solved_rows: Any,
+    solved_offsets: Any,
+    solved_items: Any,
+    listed_rows: Any,
+    listed_offsets: Any,
+    listed_items: Any,
+    complete: Any,
+    right: Any,
+    wrong: Any,
+    weights: Any,
+    copies: Any,
+    start: Any,
+    out: Any,
 ) -> None:
     """out[j] += copies * m m', m [Q] = mean score of subject i in the parameters of item j, for all pairs.
 

@@ -16,7 +16,8 @@ from karat.scorers.irt.response_source import Floats, Ints
 
 WIDTH = 20
 """Nodes of a subject: at least 6.7 posterior standard deviations to both sides."""
-_WIDEST = 0.95
+WIDEST = 0.95
+"""The largest step, in posterior standard deviations."""
 _FINEST_LEVEL = 44
 
 
@@ -46,7 +47,7 @@ def windows_around(mean: Floats, sd: Floats, finer: int = 0) -> Windows:
     finer: each step of 2 halves the spacing and doubles the number of nodes.
     """
     width = WIDTH << (finer // 2)
-    level = np.ceil(-2 * np.log2(_WIDEST * np.clip(sd, 1e-6, 4.0))).astype(np.int64) + finer
+    level = np.ceil(-2 * np.log2(WIDEST * np.clip(sd, 1e-6, 4.0))).astype(np.int64) + finer
     level = np.clip(level, -4, _FINEST_LEVEL)
     first = np.floor(mean / 2.0 ** (-level / 2)).astype(np.int64) - width // 2 + 1
     start = np.empty(mean.size, np.int64)

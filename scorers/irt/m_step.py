@@ -124,7 +124,9 @@ def _scoring(
         gradient = np.einsum("jg,pjg->jp", (solved - counts.answered * p) / variance, by) + slope
         information = np.einsum("jg,pjg,qjg->jpq", counts.answered / variance, by, by, optimize=True)
         information[:, range(4), range(4)] += curvature
-        held = ~np.array(model.free) | ((now <= LOWEST) & (gradient < 0)) | ((now >= HIGHEST) & (gradient > 0))
+        held = (
+            ~np.array(model.free) | ((now <= LOWEST) & (gradient < 0)) | ((now >= HIGHEST) & (gradient > 0))
+        )
         move = np.linalg.solve(_only(information, ~held), np.where(held, 0, gradient)[..., None])[..., 0]
         move /= np.maximum(1.0, np.abs(move / [1.0, 1.0, 0.1, 0.1]).max(axis=1, keepdims=True) / _CAP)
         now, best, moved = _uphill(now, move, best, theta, counts, priors)

@@ -33,8 +33,10 @@ class IrtFit:
     items: pl.DataFrame
     subjects: pl.DataFrame
     model: str
+    method: Method
+    """How the abilities of `subjects` were estimated."""
     log_likelihood: float
-    """Marginal over theta ~ N(0, 1), natural logarithm, without priors; conditional for model "cml"."""
+    """Marginal over theta ~ N(0, 1), natural logarithm, without priors; or conditional on the totals."""
     parameters: int
     iterations: int
     change: float
@@ -57,13 +59,14 @@ class IrtFit:
         n = self.subjects.filter(pl.col("responses") > 0).height
         return -2 * self.log_likelihood + self.parameters * float(np.log(max(n, 1)))
 
-    def ability(self, responses: object, method: Method = "eap") -> pl.DataFrame:
+    def ability(self, responses: object, method: Method | None = None) -> pl.DataFrame:
         """Abilities of subjects old or new from their responses to fitted items: subject, theta, se, status.
 
         responses: a table with the columns subject, item, correct, or a matrix with one column per row of
         `items`. Responses to items without estimates are left out. method: "eap", "map" or "ml" (within
-        [-6, 6]; status "at bound" where all or none were solved). Raises DataError for unknown items.
+        [-6, 6]; status "at bound" where all or none were solved); by default that of `subjects`. Raises DataError for unknown items.
         """
+        method = self.method if method is None else method
         if method not in ("eap", "map", "ml"):
             raise DataError(f"method is {method!r}, expected 'eap', 'map' or 'ml'", where="ability")
         source = read_source(responses, self.items["item"])

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from karat.scorers.irt.lattice import Windows, common_windows, windows_around
+from karat.scorers.irt.lattice import WIDEST, WIDTH, Windows, common_windows, windows_around
 from karat.scorers.irt.response_blocks import Responses
 from karat.scorers.irt.response_source import Floats
 from karat.scorers.irt.sums import Sums
 
 _EDGE = 1e-7
 _TRIES = 12
+_STEEP = 0.9
+"""The largest product of slope and step: exp(-2 pi^2 / 0.9) = 3e-10."""
+_MOST_CELLS = 5e7
 
 
 @dataclass(frozen=True)
@@ -59,13 +62,28 @@ def adapted_posterior(
         found = posterior_at(sums, responses, items, common_windows(responses.copies.size))
         guess = (found.mean, _resolved(found))
     for _ in range(_TRIES):
-        found = posterior_at(sums, responses, items, windows_around(*guess, finer))
+        found = posterior_at(
+            sums, responses, items, windows_around(*guess, finer + _finer_for(items, guess[1]))
+        )
         sd = _resolved(found)
         ratio = sd / guess[1]
         if found.mean.size == 0 or (found.edge.max() < _EDGE and ratio.min() > 0.7 and ratio.max() < 1.5):
             break
         guess = (found.mean, np.where(found.edge < _EDGE, sd, np.maximum(sd, 1.2 * guess[1])))
     return found
+
+
+def _finer_for(items: Floats, sd: Floats) -> int:
+    """Halvings of the step that steep curves ask for where the posteriors are wide (short tests).
+
+    A logistic curve of slope a has its poles at a distance of pi / a from the real line, for which the
+    trapezoid rule of step h errs by exp(-2 pi^2 / (a h)).
+    """
+    steepest = float(np.abs(items[:, 0]).max(initial=0.0))
+    product = steepest * float(sd.max(initial=0.0)) * WIDEST / _STEEP
+    halvings = int(np.ceil(np.log2(max(product, 1.0))))
+    room = int(np.log2(max(_MOST_CELLS / (WIDTH * max(sd.size, 1)), 1.0)))
+    return 2 * min(halvings, room, 4)
 
 
 def _resolved(found: Posterior) -> Floats:

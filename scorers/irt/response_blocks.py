@@ -128,9 +128,7 @@ def _with_rows(rows: NDArray[np.int32], lengths: Ints, items: NDArray[np.uint16]
     return Lists(rows[used], np.r_[0, np.cumsum(lengths[used])].astype(np.int64), items)
 
 
-def _pack_lists(
-    source: ResponseSource, keep: NDArray[np.bool_], width: int, n_items: int
-) -> Responses:
+def _pack_lists(source: ResponseSource, keep: NDArray[np.bool_], width: int, n_items: int) -> Responses:
     assert source.subject is not None and source.item is not None and source.correct is not None  # noqa: S101
     number = np.cumsum(keep) - 1
     used = keep[source.item]

@@ -145,7 +145,9 @@ def _from_frame(frame: pl.DataFrame, items: pl.Series | None) -> ResponseSource:
     )
     arrays = {name: coded[name].to_numpy() for name in COLUMNS}
     same = (np.diff(arrays["subject"]) == 0) & (np.diff(arrays["item"]) == 0)
-    source = ResponseSource(subjects.rename("subject"), names.rename("item"), repeats=int(same.sum()), **arrays)
+    source = ResponseSource(
+        subjects.rename("subject"), names.rename("item"), repeats=int(same.sum()), **arrays
+    )
     cells = len(subjects) * len(names)
     if source.repeats or cells > 4 * coded.height:
         return source
@@ -173,9 +175,7 @@ def _correct(frame: pl.DataFrame) -> pl.Series:
 
 def _refuse_bad_rows(frame: pl.DataFrame) -> None:
     bad = ~pl.col("correct").is_in([0.0, 1.0]) & pl.col("correct").is_not_null()
-    wrong = frame.with_row_index("row").filter(
-        bad | pl.col("subject").is_null() | pl.col("item").is_null()
-    )
+    wrong = frame.with_row_index("row").filter(bad | pl.col("subject").is_null() | pl.col("item").is_null())
     if wrong.is_empty():
         return
     row, subject, item, correct = wrong.row(0)

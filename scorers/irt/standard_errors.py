@@ -24,8 +24,13 @@ _CELLS = 1 << 21
 
 
 def item_covariances(
-    sums: Sums, responses: Responses, items: Floats, posterior: Posterior, model: CurveModel,
-    priors: Priors, joint: bool,
+    sums: Sums,
+    responses: Responses,
+    items: Floats,
+    posterior: Posterior,
+    model: CurveModel,
+    priors: Priors,
+    joint: bool,
 ) -> Floats:
     """[J, 4, 4] covariance of each item's a, d, c, u; NaN where a parameter is fixed, free or not.
 
@@ -37,9 +42,7 @@ def item_covariances(
     weights = posterior.weights * responses.copies[:, None]
     for block in responses.blocks:
         mine = slice(block.first, block.last)
-        counts = sums.node_counts(
-            block, weights, posterior.mean, responses.copies, posterior.windows, False
-        )
+        counts = sums.node_counts(block, weights, posterior.mean, responses.copies, posterior.windows, False)
         solved = counts.solved
         assert solved is not None  # noqa: S101
         failed = counts.answered - solved
@@ -121,7 +124,12 @@ def _inverted_arrow(information: Floats) -> Floats:
 
 
 def _joint(
-    responses: Responses, items: Floats, posterior: Posterior, model: CurveModel, free: Floats, complete: Floats
+    responses: Responses,
+    items: Floats,
+    posterior: Posterior,
+    model: CurveModel,
+    free: Floats,
+    complete: Floats,
 ) -> Floats:
     """Invert the information of all items together; subjects in slices, to bound the memory."""
     column = np.cumsum(free.reshape(-1)).reshape(free.shape) - 1

@@ -56,14 +56,10 @@ class Sums:
             else:
                 gain, failed = np.empty((2, len(part), windows.theta.size))
                 kernels.curve_logs(part, windows.theta, gain, failed)
-                kernels.window_sums(
-                    solved.rows, solved.offsets, solved.items, gain, windows.start, 1.0, out
-                )
+                kernels.window_sums(solved.rows, solved.offsets, solved.items, gain, windows.start, 1.0, out)
                 if block.complete:
                     base += failed.sum(axis=0)
-            kernels.window_sums(
-                listed.rows, listed.offsets, listed.items, failed, windows.start, sign, out
-            )
+            kernels.window_sums(listed.rows, listed.offsets, listed.items, failed, windows.start, sign, out)
         index = windows.index
         out += base[index]
         out += linear[:, :1] * windows.theta[index] + linear[:, 1:]
@@ -93,9 +89,7 @@ class Sums:
             kernels.item_sums(solved.rows, solved.offsets, solved.items, copies * mean, sums[1])
             return NodeCounts(answered, None, sums[0], sums[1])
         counts = np.zeros((n_items, nodes))
-        kernels.window_counts(
-            solved.rows, solved.offsets, solved.items, weights, windows.start, 1.0, counts
-        )
+        kernels.window_counts(solved.rows, solved.offsets, solved.items, weights, windows.start, 1.0, counts)
         return NodeCounts(answered, counts, counts.sum(axis=1), counts @ windows.theta)
 
 

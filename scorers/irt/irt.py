@@ -63,6 +63,10 @@ class Irt(Part):
         default=1e-4, gt=0, lt=1, description="stop when this many standard errors are left to go"
     )
     max_iterations: int = Field(default=1000, ge=1, description="EM cycles, at most")
+    device: Literal["auto", "cpu", "cuda", "torch-cpu"] = Field(
+        default="auto",
+        description="auto: a GPU from 20 million responses; torch-cpu: the GPU's sums, on the CPU (slow)",
+    )
     few: int = Field(default=30, ge=0, description="items with fewer responses are flagged")
 
     @model_validator(mode="after")
@@ -85,10 +89,13 @@ class Irt(Part):
     def fit(self, responses: object) -> IrtFit:
         """Fit a response table: a frame with subject, item, correct, or a subjects × items matrix.
 
-        Warns (IrtWarning) where the estimates have not converged within `max_iterations`.
+        Warns (IrtWarning) where the estimates have not converged within `max_iterations`, and where able
+        subjects were given harder or easier items.
         """
         source = read_source(responses)
         fitted = (fit_conditional if self.estimation == "conditional" else fit_marginal)(self, source)
         if not fitted.converged:
             warnings.warn(f"irt: {fitted.notes[0]}", IrtWarning, stacklevel=2)
+        if fitted.assignment.suspicious:
+            warnings.warn(f"irt: {fitted.assignment.note()}", IrtWarning, stacklevel=2)
         return fitted

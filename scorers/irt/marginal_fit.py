@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from karat.errors import DataError
 from karat.scorers.irt.abilities import Abilities, abilities
+from karat.scorers.irt.assignment import assignment
 from karat.scorers.irt.curves import MODELS, CurveModel
 from karat.scorers.irt.em import Converged, Em, run
 from karat.scorers.irt.item_fit import infit_outfit
@@ -21,6 +23,7 @@ from karat.scorers.irt.standard_errors import JOINT_LIMIT, item_covariances
 from karat.scorers.irt.start_values import start_values
 from karat.scorers.irt.subject_table import subject_table
 from karat.scorers.irt.sums import Sums
+from karat.scorers.irt.torch_sums import sums_on
 
 if TYPE_CHECKING:
     from karat.scorers.irt.irt import Irt
@@ -31,13 +34,13 @@ def fit_marginal(irt: Irt, source: ResponseSource) -> IrtFit:
     answered, solved, longest, _ = source.counts()
     keep = kept_items(irt, answered, solved)
     packed = pack(source, keep, int(longest.max(initial=0)))
-    sums, curves = Sums(), MODELS[irt.model]
+    sums, curves = sums_on(irt.device, int(answered.sum())), MODELS[irt.model]
     em = Em(sums, packed, curves, irt.priors)
     start = start_values(answered[keep], solved[keep], curves)
     done = run(em.cycle, start, irt.tolerance, irt.max_iterations)
     items = _oriented(done.items)
     posterior = adapted_posterior(sums, packed, items, em.guess if items is done.items else None)
-    return _outcome(irt, source, keep, packed, items, posterior, done)
+    return _outcome(irt, sums, source, keep, packed, items, posterior, done)
 
 
 def kept_items(irt: Irt, answered: Ints, solved: Ints) -> NDArray[np.bool_]:
@@ -57,13 +60,13 @@ def kept_items(irt: Irt, answered: Ints, solved: Ints) -> NDArray[np.bool_]:
 
 
 def _outcome(
-    irt: Irt, source: ResponseSource, keep: NDArray[np.bool_], packed: Responses, items: Floats,
+    irt: Irt, sums: Sums, source: ResponseSource, keep: NDArray[np.bool_], packed: Responses, items: Floats,
     posterior: Posterior, done: Converged,
 ) -> IrtFit:  # fmt: skip
-    sums, curves = Sums(), MODELS[irt.model]
+    curves = MODELS[irt.model]
     finer = adapted_posterior(sums, packed, items, (posterior.mean, posterior.sd), finer=2)
     exact = float(packed.copies @ finer.log_likelihood)
-    covariance, how = _covariance(irt, packed, items, posterior, curves)
+    covariance, how = _covariance(irt, sums, packed, items, posterior, curves)
     fit = infit_outfit(sums, packed, items, posterior)
     answered, solved, _, _ = source.counts()
     estimates, wide, both = spread(keep, items, covariance, fit)
@@ -71,9 +74,12 @@ def _outcome(
     if irt.ability != "eap":
         found = abilities(sums, packed, items, irt.ability)
     flags = flags_of(answered, solved, estimates, curves, both, irt.few)
+    table = item_table(source.items.rename("item"), answered, solved, estimates, wide, both, flags)
+    subjects = subject_table(source, packed, found)
+    given = assignment(source, _numbers(subjects["theta"]), _numbers(table["difficulty"]))
     return IrtFit(
-        items=item_table(source.items.rename("item"), answered, solved, estimates, wide, both, flags),
-        subjects=subject_table(source, packed, found),
+        items=table,
+        subjects=subjects,
         model=irt.model,
         method=irt.ability,
         log_likelihood=exact,
@@ -83,18 +89,24 @@ def _outcome(
         converged=done.converged,
         quadrature_error=abs(exact - float(packed.copies @ posterior.log_likelihood)),
         standard_errors=how,
-        notes=notes_on(source, keep, done),
+        assignment=given,
+        notes=notes_on(source, keep, done) + ((given.note(),) if given.suspicious else ()),
     )
 
 
+def _numbers(column: pl.Series) -> Floats:
+    numbers: Floats = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return numbers
+
+
 def _covariance(
-    irt: Irt, packed: Responses, items: Floats, posterior: Posterior, curves: CurveModel
+    irt: Irt, sums: Sums, packed: Responses, items: Floats, posterior: Posterior, curves: CurveModel
 ) -> tuple[Floats, str]:
     if irt.standard_errors == "none":
         return np.full((len(items), 4, 4), np.nan), "none"
     few = curves.parameters(len(items)) <= JOINT_LIMIT
     joint = irt.standard_errors == "joint" or (irt.standard_errors == "auto" and few)
-    covariance = item_covariances(Sums(), packed, items, posterior, curves, irt.priors, joint)
+    covariance = item_covariances(sums, packed, items, posterior, curves, irt.priors, joint)
     return covariance, "joint" if joint else "per item"
 
 

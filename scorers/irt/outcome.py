@@ -9,6 +9,7 @@ import polars as pl
 
 from karat.errors import DataError
 from karat.scorers.irt.abilities import Method, abilities, item_information
+from karat.scorers.irt.assignment import Assignment
 from karat.scorers.irt.curves import chances
 from karat.scorers.irt.response_blocks import pack
 from karat.scorers.irt.response_source import Floats, read_source
@@ -47,6 +48,8 @@ class IrtFit:
     standard_errors: str
     """How they were computed: "joint", "per item" or "none"."""
     notes: tuple[str, ...] = ()
+    assignment: Assignment = Assignment(0.0, 0)
+    """Whether able subjects were given harder items."""
 
     @property
     def aic(self) -> float:

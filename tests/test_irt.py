@@ -17,14 +17,14 @@ from karat.scorers.irt.irt import Irt
 from karat.scorers.irt.outcome import IrtFit, IrtWarning
 from karat.scorers.irt.priors import Beta, LogNormal, Normal
 
-GRID = np.linspace(-9, 9, 3601)
+GRID = np.linspace(-9, 9, 1201)
 WEAK = {"slope_prior": LogNormal(sd=0.5), "intercept_prior": Normal(sd=3.0)}
 
 
 def brute(
     matrix: NDArray[np.int8], items: pl.DataFrame
 ) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-    """Log likelihood, posterior means and deviations from the definition, on 3601 nodes."""
+    """Log likelihood, posterior means and deviations from the definition, on 1201 nodes."""
     a, d, c, u = (items[name].to_numpy()[:, None] for name in "adcu")
     p = c + (u - c) / (1 + np.exp(-(a * GRID + d)))
     joint = (matrix == 1) @ np.log(p) + (matrix == 0) @ np.log1p(-p)
@@ -64,7 +64,7 @@ def test_the_likelihood_is_at_its_maximum(model: str) -> None:
 
 @pytest.mark.parametrize("model", ["1pl", "2pl", "3pl"])
 def test_joint_standard_errors_are_the_inverse_hessian(model: str) -> None:
-    matrix, *_ = simulated(600, 5, seed=8, gaps=0.1)
+    matrix, *_ = simulated(300, 5, seed=8, gaps=0.1)
     extra = {"guessing_prior": Beta(alpha=5, beta=17)} if model == "3pl" else {}
     fit = Irt(model=model, standard_errors="joint", tolerance=1e-6, **extra, **WEAK).fit(matrix)
     names = {"1pl": ["d"], "2pl": ["a", "d"], "3pl": ["a", "d", "c"]}[model]
@@ -100,9 +100,10 @@ def test_per_item_standard_errors_are_near_the_joint_ones_in_a_long_test() -> No
     for model in ("1pl", "2pl"):
         joint = Irt(model=model, standard_errors="joint").fit(matrix).items
         single = Irt(model=model, standard_errors="per item").fit(matrix).items
-        ratio = single["a_se"] / joint["a_se"]
-        assert 0.7 < ratio.min() <= ratio.max() < 1.05
-        assert (single["d_se"] / joint["d_se"]).max() < 1.05
+        assert single["a_se"].null_count() == (60 if model == "1pl" else 0)
+        for name in ("d_se",) if model == "1pl" else ("a_se", "d_se"):
+            ratio = single[name] / joint[name]
+            assert 0.7 < ratio.min() <= ratio.max() < 1.05
 
 
 @given(seed=st.integers(0, 1000), gaps=st.sampled_from([0.0, 0.2, 0.8]))
@@ -258,7 +259,7 @@ def test_new_subjects_are_scored_as_old_ones_and_from_the_definition(method: str
     inside = np.abs(GRID) <= 6
     best = GRID[inside][value[:, inside].argmax(axis=1)]
     if method != "eap":
-        np.testing.assert_allclose(again["theta"], best, atol=6e-3)
+        np.testing.assert_allclose(again["theta"], best, atol=9e-3)
         at = again["theta"].to_numpy()
         chance = 1 / (1 + np.exp(-(a.T * at[:, None] + d.T)))
         information = ((matrix[:40] >= 0) * a.T**2 * chance * (1 - chance)).sum(axis=1) + (method == "map")
@@ -391,4 +392,4 @@ def test_conditional_and_marginal_agree_on_a_large_sample() -> None:
     marginal = Irt(model="rasch").fit(matrix).items
     found = conditional(matrix).items
     np.testing.assert_allclose(found["b"], marginal["b"] - marginal["b"].mean(), atol=0.01)
-    np.testing.assert_allclose(found["b_se"], marginal["b_se"], rtol=0.1)
+    np.testing.assert_allclose(found["b_se"], marginal["b_se"], rtol=0.15)

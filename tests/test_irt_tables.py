@@ -91,6 +91,7 @@ def fixed_grid(items: pl.DataFrame, matrix: NDArray[np.float64], nodes: int | No
         x = np.linspace(-9, 9, 4001)
         w = np.exp(-0.5 * x * x) / np.sqrt(2 * np.pi) * (x[1] - x[0])
     p = 1 / (1 + np.exp(-(items["a"].to_numpy() * x[:, None] + items["d"].to_numpy())))
+    p = np.clip(p, 1e-300, 1 - 1e-16)
     return float(np.log(w @ np.exp(np.log(p) @ matrix.T + np.log1p(-p) @ (1 - matrix).T)).sum())
 
 

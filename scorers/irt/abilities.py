@@ -11,7 +11,7 @@ from karat.scorers.irt.curves import derivatives
 from karat.scorers.irt.lattice import Windows, common_windows, windows_around
 from karat.scorers.irt.posterior import adapted_posterior
 from karat.scorers.irt.response_blocks import Responses
-from karat.scorers.irt.response_source import Floats
+from karat.scorers.irt.response_source import Bools, Floats
 from karat.scorers.irt.sums import Sums
 
 Method = Literal["eap", "map", "ml"]
@@ -26,7 +26,7 @@ class Abilities:
 
     theta: Floats
     se: Floats
-    at_bound: Floats
+    at_bound: Bools
 
 
 def abilities(sums: Sums, responses: Responses, items: Floats, method: Method) -> Abilities:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from karat.scorers.irt.response_source import Floats, ResponseSource
+from karat.scorers.irt.response_source import Bools, Floats, ResponseSource
 
 SUSPICIOUS = 0.2
 """Correlations above this in absolute value are reported, if they are beyond chance as well."""
@@ -53,14 +53,15 @@ def assignment(source: ResponseSource, theta: Floats, difficulty: Floats) -> Ass
     return Assignment(float(np.corrcoef(theta[used], mean)[0, 1]), int(used.sum()))
 
 
-def _sums(source: ResponseSource, difficulty: Floats, usable: Floats) -> tuple[Floats, Floats]:
+def _sums(source: ResponseSource, difficulty: Floats, usable: Bools) -> tuple[Floats, Floats]:
     """[N] sum of the difficulties of the answered items, and their number."""
     n = len(source.subjects)
-    if source.matrix is None:
-        assert source.subject is not None and source.item is not None  # noqa: S101
-        total = np.bincount(source.subject, difficulty[source.item], minlength=n)
-        return total, np.bincount(source.subject, usable[source.item], minlength=n)
     total, count = np.zeros(n), np.zeros(n)
+    if source.pairs is not None:
+        subject, item, _ = source.pairs
+        total += np.bincount(subject, difficulty[item], minlength=n)
+        count += np.bincount(subject, usable[item], minlength=n)
+        return total, count
     for first, last in source.item_blocks(max(1, (1 << 22) // max(n, 1))):
         answered = (source.codes(first, last) >= 0).astype(np.float64)
         total += answered @ difficulty[first:last]

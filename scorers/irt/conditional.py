@@ -94,12 +94,7 @@ def _matrix(source: ResponseSource) -> NDArray[np.int8]:
             where="responses",
             hint="the conditional likelihood takes one response of a subject to an item",
         )
-    if source.matrix is not None:
-        return source.codes(0, len(source.items))
-    assert source.subject is not None and source.item is not None and source.correct is not None  # noqa: S101
-    codes = np.full((len(source.subjects), len(source.items)), MISSING, np.int8)
-    codes[source.subject, source.item] = source.correct
-    return codes
+    return source.codes(0, len(source.items))
 
 
 def _groups(codes: NDArray[np.int8]) -> list[_Group]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from karat.scorers.irt.response_source import Floats
+from karat.scorers.irt.response_source import Bools, Floats
 
 NAMES = ("a", "d", "c", "u")
 LOWEST = np.array([-10.0, -30.0, 0.0, 0.5])
@@ -60,10 +60,12 @@ def derivatives(items: Floats, theta: Floats) -> tuple[Floats, Floats]:
 
 def within_bounds(items: Floats) -> Floats:
     """Parameters moved to the nearest allowed value."""
-    return np.clip(items, LOWEST, HIGHEST)
+    moved: Floats = np.clip(items, LOWEST, HIGHEST)
+    return moved
 
 
-def at_bound(items: Floats, free: tuple[bool, bool, bool, bool]) -> Floats:
+def at_bound(items: Floats, free: tuple[bool, bool, bool, bool]) -> Bools:
     """[J, 4] whether a free parameter lies on its bound."""
     reached = (items <= LOWEST + 1e-9) | (items >= HIGHEST - 1e-9)
-    return reached & np.array(free)
+    found: Bools = reached & np.array(free)
+    return found

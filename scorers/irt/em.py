@@ -75,7 +75,7 @@ def run(cycle: Callable[[Floats], Cycle], start: Floats, tolerance: float, limit
         change = float(np.abs(step).max(initial=0.0))
         rate = 0.0
         if before is not None:
-            rate = min(float(np.linalg.norm(step) / max(np.linalg.norm(before), 1e-300)), 0.999)
+            rate = min(_norm(step) / max(_norm(before), 1e-300), 0.999)
             left = change * max(1.0, rate / (1 - rate))
             if left < tolerance:
                 return Converged(done.items, iteration, left, True)
@@ -92,14 +92,17 @@ def run(cycle: Callable[[Floats], Cycle], start: Floats, tolerance: float, limit
     return Converged(items, limit, left, False)
 
 
+def _norm(array: Floats) -> float:
+    return float(np.linalg.norm(array))
+
+
 def _finite(se: Floats) -> Floats:
     return np.where(np.isfinite(se), se, 0.0)
 
 
 def _leap(reached: Floats, step: Floats, before: Floats, scaled_before: Floats, scaled: Floats) -> Floats:
     """From x0, x1 = x0 + before, x2 = x1 + step: x0 + 2 k before + k^2 (step - before), k >= 1."""
-    bend = np.linalg.norm(scaled - scaled_before)
-    k = max(1.0, float(np.linalg.norm(scaled_before) / max(bend, 1e-300)))
+    k = max(1.0, _norm(scaled_before) / max(_norm(scaled - scaled_before), 1e-300))
     k = min(k, 64.0)
     leap: Floats = reached - step - before + 2 * k * before + k * k * (step - before)
     return leap

@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from karat.errors import DataError
-from karat.scorers.irt.response_source import MISSING, Floats, ResponseSource, read_source
+from karat.scorers.irt.response_source import Floats, ResponseSource, read_source
 
 if TYPE_CHECKING:
     from karat.scorers.irt.irt import Irt
@@ -37,7 +37,7 @@ def heldout_check(
     if not 0 < share < 1:
         raise DataError(f"share is {share}, expected a number between 0 and 1", where="heldout_check")
     source = read_source(responses)
-    subject, item, correct = _listed(source)
+    subject, item, correct = source.listed()
     out = np.random.default_rng(seed).random(correct.size) < share
     if not out.any() or out.all():
         raise DataError(
@@ -45,7 +45,7 @@ def heldout_check(
             hint="give more responses, or another share",
         )  # fmt: skip
     kept = ResponseSource(
-        source.subjects, source.items, subject=subject[~out], item=item[~out], correct=correct[~out],
+        source.subjects, source.items, pairs=(subject[~out], item[~out], correct[~out]),
         repeats=source.repeats,
     )  # fmt: skip
     truth = correct[out] == 1
@@ -83,19 +83,7 @@ def _settings(irt: Irt | None) -> Irt:
     return irt.model_copy(update={"standard_errors": "none"})
 
 
-def _listed(source: ResponseSource) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]:
-    """subject, item, correct of every response, sorted by subject, then item."""
-    if source.matrix is None:
-        assert source.subject is not None and source.item is not None and source.correct is not None  # noqa: S101
-        return source.subject, source.item, source.correct
-    codes = source.codes(0, len(source.items))
-    subject, item = np.nonzero(codes != MISSING)
-    return subject.astype(np.int32), item.astype(np.int32), codes[subject, item]
-
-
-def _model(
-    irt: Irt, kept: ResponseSource, subject: NDArray[np.int32], item: NDArray[np.int32]
-) -> Floats:
+def _model(irt: Irt, kept: ResponseSource, subject: NDArray[np.int32], item: NDArray[np.int32]) -> Floats:
     fit = irt.fit(kept)
     table = fit.items.select("a", "d", "c", "u").fill_null(float("nan")).to_numpy()[item]
     theta = fit.subjects["theta"].cast(pl.Float64).fill_null(float("nan")).to_numpy()[subject]
@@ -116,11 +104,11 @@ def _baselines(
     of_item = np.where(answered > 0, (solved + 0.5) / (answered + 1), overall)
     of_subject = np.where(by_subject > 0, (solved_by + 0.5) / (by_subject + 1), overall)
     odds = [np.log(mean / (1 - mean)) for mean in (of_subject, of_item)]
-    assert kept.subject is not None and kept.item is not None and kept.correct is not None  # noqa: S101
-    features = np.stack([odds[0][kept.subject], odds[1][kept.item]], axis=1)
+    known = kept.listed()
+    features = np.stack([odds[0][known[0]], odds[1][known[1]]], axis=1)
     constant = np.full(item.size, overall)
     additive = constant
     if 0 < solved.sum() < answered.sum():
-        fitted = LogisticRegression(C=1e6, max_iter=200).fit(features, kept.correct)
+        fitted = LogisticRegression(C=1e6, max_iter=200).fit(features, known[2])
         additive = fitted.predict_proba(np.stack([odds[0][subject], odds[1][item]], axis=1))[:, 1]
     return {"item mean": of_item[item], "additive": additive, "constant": constant}

@@ -57,7 +57,7 @@ class Irt(Part):
     ability: Method = Field(default="eap", description="estimate of the abilities: eap, map or ml")
     standard_errors: Literal["auto", "joint", "per item", "none"] = Field(
         default="auto",
-        description=f"joint inverts all items' information together; auto does up to {JOINT_LIMIT} parameters",
+        description=f"joint inverts the information of all items; auto does so to {JOINT_LIMIT} parameters",
     )
     tolerance: float = Field(
         default=1e-4, gt=0, lt=1, description="stop when this many standard errors are left to go"

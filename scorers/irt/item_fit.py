@@ -27,7 +27,6 @@ def infit_outfit(
         mine = slice(block.first, block.last)
         counts = sums.node_counts(block, weights, posterior.mean, responses.copies, posterior.windows, False)
         solved = counts.solved
-        assert solved is not None  # noqa: S101
         p = np.clip(chances(items[mine], posterior.windows.theta), 1e-12, 1 - 1e-12)
         failed = counts.answered - solved
         squared = solved * (1 - p) ** 2 + failed * p**2

@@ -51,7 +51,8 @@ def windows_around(mean: Floats, sd: Floats, finer: int = 0) -> Windows:
     level = np.clip(level, -4, _FINEST_LEVEL)
     first = np.floor(mean / 2.0 ** (-level / 2)).astype(np.int64) - width // 2 + 1
     start = np.empty(mean.size, np.int64)
-    theta, log_step = [np.zeros(0)], [np.zeros(0)]
+    theta: list[Floats] = [np.zeros(0)]
+    log_step: list[Floats] = [np.zeros(0)]
     used = 0
     for one in np.unique(level):
         mine = level == one
@@ -61,8 +62,8 @@ def windows_around(mean: Floats, sd: Floats, finer: int = 0) -> Windows:
         covered = np.cumsum(opened)[: high - low] > 0
         start[mine] = used + (np.cumsum(covered) - 1)[first[mine] - low]
         step = float(2.0 ** (-one / 2))
-        theta.append((low + np.flatnonzero(covered)) * step)
-        log_step.append(np.full(theta[-1].size, np.log(step)))
+        theta.append((low + np.flatnonzero(covered)).astype(np.float64) * step)
+        log_step.append(np.full(theta[-1].size, float(np.log(step))))
         used += theta[-1].size
     return Windows(np.concatenate(theta), np.concatenate(log_step), start, width)
 

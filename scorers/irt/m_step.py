@@ -10,7 +10,7 @@ from karat.scorers.irt.curves import HIGHEST, LOWEST, CurveModel, chances, deriv
 from karat.scorers.irt.posterior import Posterior
 from karat.scorers.irt.priors import Priors, prior_terms
 from karat.scorers.irt.response_blocks import Responses
-from karat.scorers.irt.response_source import Floats
+from karat.scorers.irt.response_source import Bools, Floats
 from karat.scorers.irt.sums import NodeCounts, Sums
 
 _STEPS = 2
@@ -113,7 +113,6 @@ def _scoring(
 ) -> tuple[Floats, Floats]:
     """Fisher scoring with asymptotes; a parameter at a bound that it wants to cross is held there."""
     now, solved = items.copy(), counts.solved
-    assert solved is not None  # noqa: S101
     best = _objective(now, theta, counts, priors)
     information = np.zeros((len(items), 4, 4))
     for _ in range(_SCORING_STEPS):
@@ -137,7 +136,7 @@ def _scoring(
     return now, np.where(model.free, se, np.inf)
 
 
-def _only(information: Floats, free: Floats) -> Floats:
+def _only(information: Floats, free: Bools) -> Floats:
     """The information of the free parameters, one on the diagonal of the others, slightly regularised."""
     both = free[:, :, None] & free[:, None, :]
     kept = np.where(both, information, 0.0)
@@ -167,7 +166,6 @@ def _uphill(
 
 def _objective(items: Floats, theta: Floats, counts: NodeCounts, priors: Priors) -> Floats:
     solved = counts.solved
-    assert solved is not None  # noqa: S101
     p = np.clip(chances(items, theta), 1e-300, 1 - 1e-16)
     value: Floats = (solved * np.log(p) + (counts.answered - solved) * np.log1p(-p)).sum(axis=1)
     return value + prior_terms(priors, items)[0]

@@ -53,7 +53,7 @@ def kept_items(irt: Irt, answered: Ints, solved: Ints) -> NDArray[np.bool_]:
     if not answered.sum():
         raise DataError("there are no responses", where="responses", hint="give rows with correct 0 or 1")
     raise DataError(
-        f"no item has both right and wrong responses ({int(solved.sum())} of {int(answered.sum())} are right)",
+        f"no item has both right and wrong responses ({solved.sum()} of {answered.sum()} are right)",
         where="responses",
         hint="add subjects of other abilities, or give the intercepts a prior",
     )
@@ -115,8 +115,8 @@ def notes_on(source: ResponseSource, keep: NDArray[np.bool_], done: Converged) -
     notes = []
     if not done.converged:
         notes.append(
-            f"not converged after {done.iterations} iterations: about {done.change:.2g} standard errors to go; "
-            "raise max_iterations, give priors, or use a model with fewer parameters"
+            f"not converged after {done.iterations} iterations: about {done.change:.2g} standard errors "
+            "to go; raise max_iterations, give priors, or use a model with fewer parameters"
         )
     if left_out := int((~keep).sum()):
         notes.append(f"{left_out} items have no estimate: nobody or everybody solves them, or no responses")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
@@ -48,7 +48,7 @@ class IrtFit:
     standard_errors: str
     """How they were computed: "joint", "per item" or "none"."""
     notes: tuple[str, ...] = ()
-    assignment: Assignment = Assignment(0.0, 0)
+    assignment: Assignment = field(default=Assignment(0.0, 0))
     """Whether able subjects were given harder items."""
 
     @property
@@ -67,7 +67,8 @@ class IrtFit:
 
         responses: a table with the columns subject, item, correct, or a matrix with one column per row of
         `items`. Responses to items without estimates are left out. method: "eap", "map" or "ml" (within
-        [-6, 6]; status "at bound" where all or none were solved); by default that of `subjects`. Raises DataError for unknown items.
+        [-6, 6]; status "at bound" where all or none were solved); by default that of `subjects`.
+        Raises DataError for unknown items.
         """
         method = self.method if method is None else method
         if method not in ("eap", "map", "ml"):

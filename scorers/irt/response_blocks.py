@@ -129,10 +129,10 @@ def _with_rows(rows: NDArray[np.int32], lengths: Ints, items: NDArray[np.uint16]
 
 
 def _pack_lists(source: ResponseSource, keep: NDArray[np.bool_], width: int, n_items: int) -> Responses:
-    assert source.subject is not None and source.item is not None and source.correct is not None  # noqa: S101
     number = np.cumsum(keep) - 1
-    used = keep[source.item]
-    subject, item, correct = source.subject[used], number[source.item[used]], source.correct[used]
+    subject, given, correct = source.listed()
+    used = keep[given]
+    subject, item, correct = subject[used], number[given[used]], correct[used]
     order = np.argsort(item // width, kind="stable")
     subject, item, correct = subject[order], item[order], correct[order]
     edges = np.searchsorted(item // width, np.arange(-(-n_items // width) + 1))

@@ -14,6 +14,9 @@ from karat.errors import DataError, closest
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+Bools = NDArray[np.bool_]
+Pairs = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int8]]
+
 MISSING = -1
 WHERE = "responses"
 COLUMNS = ("subject", "item", "correct")
@@ -25,29 +28,27 @@ class ResponseSource:
     """Checked responses with names in order, as a matrix or as a list; nothing is derived yet.
 
     matrix: [subjects, items] as given (bool, integers with negative = missing, floats with NaN = missing);
-    otherwise the three arrays subject [R], item [R], correct [R], sorted by subject, then item.
+    otherwise pairs: subject [R], item [R], correct [R], sorted by subject, then item.
     """
 
     subjects: pl.Series
     items: pl.Series
     matrix: NDArray[Any] | None = None
-    subject: NDArray[np.int32] | None = None
-    item: NDArray[np.int32] | None = None
-    correct: NDArray[np.int8] | None = None
+    pairs: Pairs | None = None
     repeats: int = 0
     """Pairs of subject and item beyond the first of their kind: counted as independent trials."""
 
     def counts(self) -> tuple[Ints, Ints, Ints, Ints]:
         """Answered and solved per item [J] and per subject [N]."""
         n_subjects, n_items = len(self.subjects), len(self.items)
-        if self.matrix is None:
-            assert self.subject is not None and self.item is not None and self.correct is not None  # noqa: S101
-            solved = self.correct == 1
+        if self.pairs is not None:
+            subject, item, correct = self.pairs
+            solved = correct == 1
             return (
-                np.bincount(self.item, minlength=n_items),
-                np.bincount(self.item[solved], minlength=n_items),
-                np.bincount(self.subject, minlength=n_subjects),
-                np.bincount(self.subject[solved], minlength=n_subjects),
+                np.bincount(item, minlength=n_items),
+                np.bincount(item[solved], minlength=n_items),
+                np.bincount(subject, minlength=n_subjects),
+                np.bincount(subject[solved], minlength=n_subjects),
             )
         out = tuple(np.zeros(n, np.int64) for n in (n_items, n_items, n_subjects, n_subjects))
         for first, last in self.item_blocks(max(1, _ROWS_AT_ONCE // max(n_subjects, 1))):
@@ -65,7 +66,8 @@ class ResponseSource:
 
     def codes(self, first: int, last: int) -> NDArray[np.int8]:
         """Columns first to last of the matrix as 0, 1 and MISSING; raises DataError for another value."""
-        assert self.matrix is not None  # noqa: S101
+        if self.matrix is None:
+            return self._dense()[:, first:last]
         block = self.matrix[:, first:last]
         if block.dtype == bool:
             return block.astype(np.int8)
@@ -79,6 +81,20 @@ class ResponseSource:
                 hint="grades between 0 and 1 have to be turned into right or wrong first",
             )
         return np.where(gap, MISSING, block).astype(np.int8)
+
+    def listed(self) -> Pairs:
+        """subject, item, correct of every response, sorted by subject, then item."""
+        if self.pairs is not None:
+            return self.pairs
+        codes = self.codes(0, len(self.items))
+        subject, item = np.nonzero(codes != MISSING)
+        return subject.astype(np.int32), item.astype(np.int32), codes[subject, item]
+
+    def _dense(self) -> NDArray[np.int8]:
+        subject, item, correct = self.listed()
+        codes = np.full((len(self.subjects), len(self.items)), MISSING, np.int8)
+        codes[subject, item] = correct
+        return codes
 
 
 def read_source(responses: object, items: pl.Series | None = None) -> ResponseSource:
@@ -143,17 +159,15 @@ def _from_frame(frame: pl.DataFrame, items: pl.Series | None) -> ResponseSource:
         .select(_codes("subject", subjects), _codes("item", names), pl.col("correct").cast(pl.Int8))
         .sort("subject", "item", "correct")
     )
-    arrays = {name: coded[name].to_numpy() for name in COLUMNS}
-    same = (np.diff(arrays["subject"]) == 0) & (np.diff(arrays["item"]) == 0)
+    subject, item = (coded[name].to_numpy().astype(np.int32) for name in ("subject", "item"))
+    correct = coded["correct"].to_numpy().astype(np.int8)
+    repeats = int(((np.diff(subject) == 0) & (np.diff(item) == 0)).sum())
     source = ResponseSource(
-        subjects.rename("subject"), names.rename("item"), repeats=int(same.sum()), **arrays
+        subjects.rename("subject"), names.rename("item"), pairs=(subject, item, correct), repeats=repeats
     )
-    cells = len(subjects) * len(names)
-    if source.repeats or cells > 4 * coded.height:
+    if repeats or len(subjects) * len(names) > 4 * coded.height:
         return source
-    matrix = np.full((len(subjects), len(names)), MISSING, np.int8)
-    matrix[arrays["subject"], arrays["item"]] = arrays["correct"]
-    return ResponseSource(source.subjects, source.items, matrix=matrix)
+    return ResponseSource(source.subjects, source.items, matrix=source.codes(0, len(names)))
 
 
 def _codes(column: str, names: pl.Series) -> pl.Expr:

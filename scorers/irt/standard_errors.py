@@ -4,7 +4,8 @@
 
 summed over subjects, both under the posterior of the ability; the curvature of the priors is added. All
 items together this is the exact Hessian. With thousands of parameters only each item's own block of it is
-inverted: what the items share through the uncertain origin and unit of the scale is then left out.
+inverted: what the items share through the uncertain origin and unit of the scale is then left out, and the slope
+of the one-parameter model has no error.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from karat.scorers.irt.curves import CurveModel, at_bound, derivatives
 from karat.scorers.irt.posterior import Posterior
 from karat.scorers.irt.priors import Priors, prior_terms
 from karat.scorers.irt.response_blocks import Block, Lists, Responses
-from karat.scorers.irt.response_source import Floats, Ints
+from karat.scorers.irt.response_source import Bools, Floats, Ints
 from karat.scorers.irt.sums import Sums
 
 JOINT_LIMIT = 400
@@ -44,7 +45,6 @@ def item_covariances(
         mine = slice(block.first, block.last)
         counts = sums.node_counts(block, weights, posterior.mean, responses.copies, posterior.windows, False)
         solved = counts.solved
-        assert solved is not None  # noqa: S101
         failed = counts.answered - solved
         right, wrong, curved = _tables(items[mine], posterior.windows.theta)
         complete[mine] = np.einsum("jg,pjg,qjg->jpq", solved, right, right, optimize=True)
@@ -58,7 +58,10 @@ def item_covariances(
     complete[:, range(4), range(4)] += prior_terms(priors, items)[2]
     if not joint:
         blocks = complete - squares
-        return _inverted_arrow(blocks) if model.common_slope else _inverted_blocks(blocks, free)
+        if model.common_slope:
+            # What the items share is nearly all that is known about the one slope: no error without it.
+            free = free & np.array([False, True, True, True])
+        return _inverted_blocks(blocks, free)
     return _joint(responses, items, posterior, model, free, complete)
 
 
@@ -101,9 +104,9 @@ def _subtract_means(
     )  # fmt: skip
 
 
-def _inverted_blocks(information: Floats, free: Floats) -> Floats:
+def _inverted_blocks(information: Floats, free: Bools) -> Floats:
     out = np.full_like(information, np.nan)
-    for pattern in np.unique(free, axis=0):
+    for pattern in list(np.unique(free, axis=0)):
         rows, columns = np.flatnonzero((free == pattern).all(axis=1)), np.flatnonzero(pattern)
         if columns.size:
             part = information[np.ix_(rows, columns, columns)]
@@ -113,22 +116,12 @@ def _inverted_blocks(information: Floats, free: Floats) -> Floats:
     return out
 
 
-def _inverted_arrow(information: Floats) -> Floats:
-    """One slope for all items: its variance first, then each intercept's, given what the slope adds."""
-    aa, ad, dd = information[:, 0, 0], information[:, 0, 1], information[:, 1, 1]
-    slope = 1 / (aa - ad * ad / dd).sum()
-    out = np.full_like(information, np.nan)
-    out[:, 0, 0], out[:, 1, 1] = slope, 1 / dd + (ad / dd) ** 2 * slope
-    out[:, 0, 1] = out[:, 1, 0] = -ad / dd * slope
-    return out
-
-
 def _joint(
     responses: Responses,
     items: Floats,
     posterior: Posterior,
     model: CurveModel,
-    free: Floats,
+    free: Bools,
     complete: Floats,
 ) -> Floats:
     """Invert the information of all items together; subjects in slices, to bound the memory."""
@@ -150,7 +143,7 @@ def _joint(
     covariance = np.linalg.inv(information)
     for j in range(len(items)):
         mine = np.flatnonzero(free[j])
-        out[np.ix_([j], mine, mine)] = covariance[np.ix_(column[j, mine], column[j, mine])]
+        out[np.ix_(np.array([j]), mine, mine)] = covariance[np.ix_(column[j, mine], column[j, mine])]
     return out
 
 

@@ -15,12 +15,12 @@ from karat.scorers.irt.response_source import Floats
 class NodeCounts:
     """Expected numbers of subjects at the nodes, for the items of one block.
 
-    answered: [J, G], or [1, G] where all items share it; solved: [J, G], or None for curves without
-    asymptotes, which need only solved_sum [J] and solved_theta [J] (times theta).
+    answered: [J, G], or [1, G] where all items share it; solved: [J, G], or no rows for curves
+    without asymptotes, which need only solved_sum [J] and solved_theta [J] (times theta).
     """
 
     answered: Floats
-    solved: Floats | None
+    solved: Floats
     solved_sum: Floats
     solved_theta: Floats
 
@@ -87,7 +87,7 @@ class Sums:
         kernels.item_sums(solved.rows, solved.offsets, solved.items, copies, sums[0])
         if plain:
             kernels.item_sums(solved.rows, solved.offsets, solved.items, copies * mean, sums[1])
-            return NodeCounts(answered, None, sums[0], sums[1])
+            return NodeCounts(answered, np.zeros((0, nodes)), sums[0], sums[1])
         counts = np.zeros((n_items, nodes))
         kernels.window_counts(solved.rows, solved.offsets, solved.items, weights, windows.start, 1.0, counts)
         return NodeCounts(answered, counts, counts.sum(axis=1), counts @ windows.theta)

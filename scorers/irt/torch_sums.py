@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from karat.errors import ConfigError
 from karat.scorers.irt.curves import chances
@@ -60,11 +61,9 @@ class TorchSums(Sums):
         solved, answered = self._codes(block, n)
         counts = (solved.double().T @ spread).cpu().numpy()
         seen = (answered.double().T @ spread).cpu().numpy()
-        return NodeCounts(
-            seen, None if plain else counts, counts.sum(axis=1), counts @ windows.theta
-        )
+        return NodeCounts(seen, counts[:0] if plain else counts, counts.sum(axis=1), counts @ windows.theta)
 
-    def _there(self, array: Floats) -> torch.Tensor:
+    def _there(self, array: NDArray[Any]) -> torch.Tensor:
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -127,7 +127,12 @@ def girth(matrix: np.ndarray) -> Found:
     from girth import twopl_mml
 
     found = twopl_mml(matrix.T.astype(int))
-    return {"a": found["Discrimination"], "b": found["Difficulty"], "theta": found["Ability"], "iterations": 25}
+    return {
+        "a": found["Discrimination"],
+        "b": found["Difficulty"],
+        "theta": found["Ability"],
+        "iterations": 25,
+    }
 
 
 METHODS: dict[str, tuple[str, Callable[[np.ndarray], Found]]] = {
@@ -202,7 +207,9 @@ def line(method: str, size: str, found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--peers", default=sys.executable, help="a Python with py-irt, girth, theta-irt, mirt")
+    parser.add_argument(
+        "--peers", default=sys.executable, help="a Python with py-irt, girth, theta-irt, mirt"
+    )
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of wall time for one fit")
     parser.add_argument("--one", nargs=2)
     arguments = parser.parse_args()
@@ -221,7 +228,9 @@ def main() -> None:
             np.savez(data, **simulate(subjects, items))
             for method, (package, _) in METHODS.items():
                 python = sys.executable if package == "karat" else arguments.peers
-                lines.append(line(method, f"{subjects} × {items}", measured(python, method, data, arguments.limit)))
+                lines.append(
+                    line(method, f"{subjects} × {items}", measured(python, method, data, arguments.limit))
+                )
                 print(lines[-1], flush=True)
         lines += ["", "Memory of the whole process, 5 % gaps, 2pl without standard errors:", "",
                   "| subjects × items | responses | CPU s | peak MB |", "|---|---|---|---|"]  # fmt: skip

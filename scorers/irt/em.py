@@ -57,7 +57,13 @@ class Em:
         return Cycle(within_bounds(mapped(found.items, mu, sigma)), objective, found.se)
 
 
-def run(cycle: Callable[[Floats], Cycle], start: Floats, tolerance: float, limit: int) -> Converged:
+def run(
+    cycle: Callable[[Floats], Cycle],
+    start: Floats,
+    tolerance: float,
+    limit: int,
+    bounded: Callable[[Floats], Floats] = within_bounds,
+) -> Converged:
     """Repeat the cycle until what is left to go is below `tolerance` standard errors.
 
     What is left is estimated from the last change and its rate of decrease. Slow cycles are extrapolated
@@ -83,7 +89,7 @@ def run(cycle: Callable[[Floats], Cycle], start: Floats, tolerance: float, limit
             return Converged(done.items, iteration, change, True)
         if before is not None and rate > _SLOW and iteration >= _FIRST_LEAP:
             safe, safe_objective = done.items, done.objective
-            items = within_bounds(
+            items = bounded(
                 _leap(done.items, step * _finite(done.se), before * _finite(done.se), before, step)
             )
             before = None

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from karat.scorers.irt.irt import Irt
 
 _EDGE = 1e-6
+_STREAM = 0x68656C64
+"""Keeps the draw apart from whatever else was drawn with the same seed."""
 
 
 def heldout_check(
@@ -38,7 +40,7 @@ def heldout_check(
         raise DataError(f"share is {share}, expected a number between 0 and 1", where="heldout_check")
     source = read_source(responses)
     subject, item, correct = source.listed()
-    out = np.random.default_rng(seed).random(correct.size) < share
+    out = np.random.default_rng([seed, _STREAM]).random(correct.size) < share
     if not out.any() or out.all():
         raise DataError(
             f"{int(out.sum())} of {correct.size} responses would be held out", where="heldout_check",

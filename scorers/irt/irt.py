@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -11,9 +12,10 @@ from karat.parts import Part
 from karat.scorers.irt.abilities import Method
 from karat.scorers.irt.conditional_fit import fit_conditional
 from karat.scorers.irt.marginal_fit import fit_marginal
+from karat.scorers.irt.multidim_fit import fit_multidimensional
 from karat.scorers.irt.outcome import IrtFit, IrtWarning
-from karat.scorers.irt.priors import Prior, Priors
-from karat.scorers.irt.response_source import read_source
+from karat.scorers.irt.priors import Normal, Prior, Priors
+from karat.scorers.irt.response_source import ResponseSource, read_source
 from karat.scorers.irt.standard_errors import JOINT_LIMIT
 
 
@@ -47,6 +49,7 @@ class Irt(Part):
     model: Literal["rasch", "1pl", "2pl", "3pl", "4pl"] = Field(
         default="2pl", description="rasch (slope 1), 1pl (common slope), 2pl, 3pl (guessing), 4pl (and slips)"
     )
+    dimensions: int = Field(default=1, ge=1, le=5, description="abilities; more than one for 2pl only")
     estimation: Literal["marginal", "conditional"] = Field(
         default="marginal", description="marginal over abilities, or conditional on totals (rasch only)"
     )
@@ -77,9 +80,22 @@ class Irt(Part):
                 raise ValueError(f"a {prior.kind} prior cannot be used here, expected {' or '.join(kinds)}")
         if self.model == "rasch" and self.slope_prior is not None:
             raise ValueError("slope_prior: the Rasch model has no free slope; use model: 1pl")
+        if self.dimensions > 1 and (self.model != "2pl" or self.ability != "eap"):
+            raise ValueError("dimensions: more than one goes with model: 2pl and ability: eap")
+        if self.dimensions > 1 and not self._only_slopes_normal():
+            raise ValueError("dimensions: more than one takes no prior but slope_prior: normal of mean 0")
         if self.estimation == "conditional" and (self.model != "rasch" or any(self.priors)):
             raise ValueError("estimation: conditional is for model: rasch without priors")
         return self
+
+    def _only_slopes_normal(self) -> bool:
+        slope = self.slope_prior
+        return not any(self.priors[1:]) and (slope is None or (isinstance(slope, Normal) and slope.mean == 0))
+
+    def _route(self) -> Callable[[Irt, ResponseSource], IrtFit]:
+        if self.estimation == "conditional":
+            return fit_conditional
+        return fit_multidimensional if self.dimensions > 1 else fit_marginal
 
     @property
     def priors(self) -> Priors:
@@ -93,7 +109,7 @@ class Irt(Part):
         subjects were given harder or easier items.
         """
         source = read_source(responses)
-        fitted = (fit_conditional if self.estimation == "conditional" else fit_marginal)(self, source)
+        fitted = self._route()(self, source)
         if not fitted.converged:
             warnings.warn(f"irt: {fitted.notes[0]}", IrtWarning, stacklevel=2)
         if fitted.assignment.suspicious:

@@ -118,7 +118,8 @@ def mirt(matrix: np.ndarray) -> Found:
     fit = fit_mirt(matrix.astype(int), "2PL", compute_standard_errors=False)
     found = fit.model.parameters
     return {
-        "a": np.asarray(found["discrimination"]).reshape(-1), "b": np.asarray(found["difficulty"]).reshape(-1),
+        "a": np.asarray(found["discrimination"]).reshape(-1),
+        "b": np.asarray(found["difficulty"]).reshape(-1),
         "iterations": fit.n_iterations,
     }  # fmt: skip
 
@@ -218,7 +219,7 @@ def main() -> None:
         return
     lines = [
         "# Item response theory: time, recovery, memory", "",
-        f"{platform.machine()}, one thread each; CPU seconds of the fit, warm. r and RMSE against the truth.", "",
+        f"{platform.machine()}, one thread each; CPU seconds of the warm fit. r and RMSE: to the truth.", "",
         "| fit | subjects × items | CPU s | iterations | r(a) | r(b) | RMSE b | r(theta) | items |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip

@@ -29,7 +29,7 @@ def two_abilities(
 
 
 def test_two_abilities_are_recovered_on_principal_axes() -> None:
-    matrix, slopes, theta = two_abilities(1200, 16)
+    matrix, slopes, theta = two_abilities(800, 16)
     fit = Irt(dimensions=2).fit(matrix)
     assert fit.converged
     found = fit.items.select("a_1", "a_2").to_numpy()
@@ -41,9 +41,9 @@ def test_two_abilities_are_recovered_on_principal_axes() -> None:
     assert fit.log_likelihood > Irt().fit(matrix).log_likelihood + 100
     first = fit.subjects["theta_1"].to_numpy()
     assert abs(np.corrcoef(first, theta[:, 0])[0, 1]) > 0.75
-    rows, columns = np.random.default_rng(0).permutation(1200), np.random.default_rng(1).permutation(16)
+    rows, columns = np.random.default_rng(0).permutation(800), np.random.default_rng(1).permutation(16)
     other = Irt(dimensions=2).fit(matrix[np.ix_(rows, columns)])
-    np.testing.assert_allclose(other.items["a_1"], fit.items["a_1"].to_numpy()[columns], atol=0.02)
+    np.testing.assert_allclose(other.items["a_1"], fit.items["a_1"].to_numpy()[columns], atol=0.03)
     again = fit.ability(matrix[:5])
     np.testing.assert_allclose(again["theta_1"], fit.subjects["theta_1"][:5], atol=1e-4)
 
@@ -57,7 +57,7 @@ def test_likelihood_of_two_abilities_is_that_of_a_dense_grid() -> None:
     p = fit.chances(grid)
     joint = (matrix == 1) @ np.log(p) + (matrix == 0) @ np.log1p(-p)
     joint += -0.5 * (grid**2).sum(1) - np.log(2 * np.pi) + 2 * np.log(x[1] - x[0])
-    assert fit.log_likelihood == pytest.approx(np.logaddexp.reduce(joint, axis=1).sum(), abs=5e-3)
+    assert fit.log_likelihood == pytest.approx(np.logaddexp.reduce(joint, axis=1).sum(), abs=2e-3)
     assert fit.parameters == 8 * 3 - 1
 
 

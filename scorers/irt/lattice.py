@@ -65,10 +65,12 @@ def windows_around(mean: Floats, sd: Floats, finer: int = 0) -> Windows:
         theta.append((low + np.flatnonzero(covered)).astype(np.float64) * step)
         log_step.append(np.full(theta[-1].size, float(np.log(step))))
         used += theta[-1].size
-    return Windows(np.concatenate(theta), np.concatenate(log_step), start, width)
+    nodes: Floats = np.concatenate(theta)
+    steps: Floats = np.concatenate(log_step)
+    return Windows(nodes, steps, start, width)
 
 
 def common_windows(subjects: int) -> Windows:
     """The same 49 nodes from -6 to 6 for everyone, to find out where the posteriors are."""
-    theta = np.arange(-24, 25) * 0.25
+    theta = np.linspace(-6.0, 6.0, 49)
     return Windows(theta, np.full(49, np.log(0.25)), np.zeros(subjects, np.int64), 49)

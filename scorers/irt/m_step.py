@@ -126,14 +126,21 @@ def _scoring(
         held = (
             ~np.array(model.free) | ((now <= LOWEST) & (gradient < 0)) | ((now >= HIGHEST) & (gradient > 0))
         )
-        move = np.linalg.solve(_only(information, ~held), np.where(held, 0, gradient)[..., None])[..., 0]
-        move /= np.maximum(1.0, np.abs(move / [1.0, 1.0, 0.1, 0.1]).max(axis=1, keepdims=True) / _CAP)
+        uphill = np.where(held, 0.0, gradient)[..., None]
+        move = _capped(np.linalg.solve(_only(information, ~held), uphill)[..., 0].astype(np.float64))
         now, best, moved = _uphill(now, move, best, theta, counts, priors)
         if not moved:
             break
     covariance = np.linalg.inv(_only(information, np.broadcast_to(np.array(model.free), now.shape)))
     se = np.sqrt(np.maximum(np.einsum("jpp->jp", covariance), 0))
     return now, np.where(model.free, se, np.inf)
+
+
+def _capped(move: Floats) -> Floats:
+    """Steps of at most _CAP, and of a tenth of it in the asymptotes."""
+    longest = np.abs(move / np.array([1.0, 1.0, 0.1, 0.1])).max(axis=1, keepdims=True)
+    shorter: Floats = move / np.maximum(1.0, longest / _CAP)
+    return shorter
 
 
 def _only(information: Floats, free: Bools) -> Floats:

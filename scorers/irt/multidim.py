@@ -18,7 +18,9 @@ from karat.scorers.irt.em import Cycle
 from karat.scorers.irt.response_source import Floats, Ints, ResponseSource
 
 NODES = {2: 7, 3: 5, 4: 3, 5: 3}
-"""Nodes per axis while fitting; the likelihood that is reported takes two more."""
+"""Nodes per axis while fitting, by the number of axes."""
+FINAL_NODES = {2: 15, 3: 9, 4: 5, 5: 5}
+"""Nodes per axis for the likelihood and the abilities that are reported."""
 _MAX_SLOPE, _MAX_INTERCEPT, _CAP = 10.0, 30.0, 1.0
 
 

@@ -15,7 +15,7 @@ from karat.scorers.irt.em import run
 from karat.scorers.irt.item_table import flags_of
 from karat.scorers.irt.marginal_fit import kept_items, notes_on
 from karat.scorers.irt.multidim import (
-    NODES,
+    FINAL_NODES,
     MultidimensionalEm,
     Posteriors,
     bounded,
@@ -32,7 +32,7 @@ from karat.scorers.irt.start_values import start_values
 if TYPE_CHECKING:
     from karat.scorers.irt.irt import Irt
 
-_TOLERANCE = 2e-3
+_TOLERANCE = 1e-2
 _CURVES = CurveModel((True, True, False, False))
 
 
@@ -56,7 +56,7 @@ class MultidimensionalFit(IrtFit):
         keep = ~np.isnan(items[:, -1])
         lists = response_lists(source, keep)
         modes = np.zeros((len(source.subjects), self.dimensions))
-        found = posteriors(lists, items[keep], modes, NODES[self.dimensions] + 2)
+        found = posteriors(lists, items[keep], modes, FINAL_NODES[self.dimensions])
         return _subjects(source, found, np.diff(lists.offsets))
 
     def chances(self, theta: Floats) -> Floats:
@@ -89,13 +89,13 @@ def fit_multidimensional(irt: Irt, source: ResponseSource) -> MultidimensionalFi
     start[:, -1] = start_values(answered[keep], solved[keep], _CURVES)[:, 1]
     slope_sd = irt.slope_prior.sd if isinstance(irt.slope_prior, Normal) else None
     em = MultidimensionalEm(lists, len(source.subjects), irt.dimensions, slope_sd)
-    # The likelihood is flat along rotations, where quadrature noise moves the axes by some 1e-4 errors.
+    # The likelihood is flat along rotations, where quadrature noise moves the axes by some 1e-3 errors.
     done = run(em.cycle, start, max(irt.tolerance, _TOLERANCE), irt.max_iterations, bounded)
     items = done.items
     items[:, :-1] = items[:, :-1] @ principal_axes(items[:, :-1])
     modes = np.zeros_like(em.modes)
     coarse = posteriors(lists, items, modes, em.per_axis)
-    found = posteriors(lists, items, modes, em.per_axis + 2)
+    found = posteriors(lists, items, modes, FINAL_NODES[irt.dimensions])
     value = float(found.log_likelihood.sum())
     dimensions = irt.dimensions
     return MultidimensionalFit(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from karat.scorers.irt.response_source import MISSING, Floats, Ints, ResponseSource
 
 _MAX_BLOCK = 1 << 16
-_TABLE_CELLS = 1 << 22
+_TABLE_CELLS = 1 << 20
 _PATTERN_ITEMS = 39
 """3**39 patterns of right, wrong and missing fit into an int64."""
 

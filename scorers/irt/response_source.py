@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class ResponseSource:
 
     def counts(self) -> tuple[Ints, Ints, Ints, Ints]:
         """Answered and solved per item [J] and per subject [N]."""
+        return self._counts
+
+    @cached_property
+    def _counts(self) -> tuple[Ints, Ints, Ints, Ints]:
         n_subjects, n_items = len(self.subjects), len(self.items)
         if self.pairs is not None:
             subject, item, correct = self.pairs

@@ -4,8 +4,8 @@
 
 summed over subjects, both under the posterior of the ability; the curvature of the priors is added. All
 items together this is the exact Hessian. With thousands of parameters only each item's own block of it is
-inverted: what the items share through the uncertain origin and unit of the scale is then left out, and the slope
-of the one-parameter model has no error.
+inverted: what the items share through the uncertain origin and unit of the scale is then left out, and the
+slope of the one-parameter model has no error.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def _subtract_means(
 
 def _inverted_blocks(information: Floats, free: Bools) -> Floats:
     out = np.full_like(information, np.nan)
-    for pattern in list(np.unique(free, axis=0)):
+    patterns: list[Bools] = list(np.unique(free, axis=0))
+    for pattern in patterns:
         rows, columns = np.flatnonzero((free == pattern).all(axis=1)), np.flatnonzero(pattern)
         if columns.size:
             part = information[np.ix_(rows, columns, columns)]
@@ -127,7 +128,7 @@ def _joint(
     """Invert the information of all items together; subjects in slices, to bound the memory."""
     column = np.cumsum(free.reshape(-1)).reshape(free.shape) - 1
     if model.common_slope:
-        column = np.cumsum(free[:, 1]).repeat(4).reshape(free.shape)
+        column = np.repeat(np.cumsum(free[:, 1])[:, None], 4, axis=1)
         column[:, 0] = 0
     size = int(column[free].max(initial=-1)) + 1
     information = np.zeros((size, size))

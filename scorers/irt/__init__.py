@@ -1,0 +1,1 @@
+"""Item response theory: response tables in; abilities, item parameters and their errors out."""

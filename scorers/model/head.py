@@ -1,0 +1,82 @@
+"""From last hidden states to logits: only where they are needed, in chunks over the vocabulary, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from karat.errors import ScoreError
+
+CHUNK_BYTES = 64 << 20
+"""Most float32 logits that one chunk may hold."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output layer z = cap · tanh(scale · (W h + b) / cap), with W [V, d], b [V] or none.
+
+    Products run in the dtype of the weights, as the model's own do; what follows is float32 (float64 where
+    the model is). Suffixes: n = positions, d = hidden width, v = vocabulary or a part of it.
+    """
+
+    weight_vd: Tensor
+    bias_v: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+    tied: bool = False
+    """Whether the input embedding is the same matrix."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.weight_vd.shape[0]
+
+    def logits(self, hidden_nd: Tensor, tokens_k: Tensor | slice) -> Tensor:
+        """[n, k] logits of some tokens."""
+        weight_kd = self.weight_vd[tokens_k]
+        bias_k = None if self.bias_v is None else self.bias_v[tokens_k]
+        raw = torch.nn.functional.linear(hidden_nd.to(weight_kd.dtype), weight_kd, bias_k)
+        return self._shaped(raw.to(accumulator(raw.dtype)))
+
+    def chunks(self, hidden_nd: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """(first token, [n, c] logits) over the whole vocabulary, each chunk of bounded size."""
+        wide = max(1, CHUNK_BYTES // (4 * max(1, hidden_nd.shape[0])))
+        for start in range(0, self.vocabulary, wide):
+            yield start, self.logits(hidden_nd, slice(start, start + wide))
+
+    def slope(self, logits: Tensor) -> Tensor:
+        """d logit / d (W h + b), from the logit itself."""
+        if self.cap is None:
+            return torch.full_like(logits, self.scale)
+        return self.scale * (1 - (logits / self.cap) ** 2)
+
+    def _shaped(self, raw: Tensor) -> Tensor:
+        scaled = raw * self.scale if self.scale != 1.0 else raw
+        return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Where sums are kept: float64 for a float64 model, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def head_of(model: Any) -> Head:
+    """The head of a causal language model; raises ScoreError for one that is no plain linear layer."""
+    layer = model.get_output_embeddings()
+    weight = getattr(layer, "weight", None)
+    if not isinstance(layer, torch.nn.Linear) or not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise ScoreError(
+            f"the output layer of {type(model).__name__} is {type(layer).__name__}, not a linear layer",
+            where="model",
+            hint="merge the adapter into the model, or keep the output layer unquantised",
+        )
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    embedding = model.get_input_embeddings()
+    tied = embedding is not None and getattr(embedding, "weight", None) is weight
+    return Head(weight, layer.bias, scale, float(cap) if cap else None, tied)

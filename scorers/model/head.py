@@ -68,14 +68,20 @@ def head_of(model: Any) -> Head:
     """The head of a causal language model; raises ScoreError for one that is no plain linear layer."""
     layer = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
-    if not isinstance(layer, torch.nn.Linear) or not isinstance(weight, Tensor) or not weight.is_floating_point():
+    if (
+        not isinstance(layer, torch.nn.Linear)
+        or not isinstance(weight, Tensor)
+        or not weight.is_floating_point()
+    ):
         raise ScoreError(
             f"the output layer of {type(model).__name__} is {type(layer).__name__}, not a linear layer",
             where="model",
             hint="merge the adapter into the model, or keep the output layer unquantised",
         )
     config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+        getattr(config, "logits_scaling", None) or 1.0
+    )
     cap = getattr(config, "final_logit_softcapping", None)
     embedding = model.get_input_embeddings()
     tied = embedding is not None and getattr(embedding, "weight", None) is weight

@@ -43,7 +43,9 @@ class States:
             shrink = torch.exp(top - new)
             e = torch.exp(z - new[:, None])
             # Logits are taken relative to the running maximum, so that large ones lose no digits.
-            moment = shrink * (moment + torch.where(total > 0, total * (top - new), 0.0)) + (e * (z - new[:, None])).sum(dim=1)
+            moment = shrink * (moment + torch.where(total > 0, total * (top - new), 0.0)) + (
+                e * (z - new[:, None])
+            ).sum(dim=1)
             total = shrink * total + e.sum(dim=1)
             top = new
         return top + torch.log(total), top + moment / total

@@ -1,0 +1,102 @@
+"""Which model a scorer asks and how it runs: the settings that all model-based scorers share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_serializer, field_validator
+from pydantic_core import PydanticCustomError
+
+from karat.parts import Scorer
+from karat.scorers.model.files import model_files_digest
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model in memory with its tokenizer, for use from Python."""
+
+    model: Any
+    tokenizer: Any
+
+    def digest(self) -> str:
+        """Digest of the configuration, the parameters and the vocabulary."""
+        import torch
+
+        found = hashlib.blake2b(digest_size=16)
+        found.update(json.dumps(self.model.config.to_dict(), sort_keys=True, default=str).encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            found.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+            flat = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            found.update(memoryview(flat.numpy()))
+        found.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        return found.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Loaded) and other.model is self.model and other.tokenizer is self.tokenizer
+
+    def __hash__(self) -> int:
+        return hash((id(self.model), id(self.tokenizer)))
+
+
+class ModelScorer(Scorer):
+    """A scorer that asks a model.
+
+    Scorers whose settings of the model are equal share its passes: see `karat.scorers.model.runner`.
+    """
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens"})
+    """Settings that decide how fast and where, not what: they are no part of the digest."""
+
+    model: str | Loaded = Field(
+        description="a folder, a Hub id, or (from Python) a loaded model with tokenizer"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    adapter: str | None = Field(None, description="a PEFT adapter on top: a folder or a Hub id")
+    dtype: Dtype = Field("auto", description="auto: float32 on a CPU; on a GPU what the files hold")
+    quantization: Literal["8bit", "4bit"] | None = Field(None, description="load quantised (bitsandbytes)")
+    max_tokens: int = Field(2048, ge=2, description="longer sequences are cut, counted and flagged")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model; off")
+    device: str = Field("auto", description="auto: every GPU, else the CPU; cpu; cuda:0; cuda:0,cuda:1")
+    batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch; default by device")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_or_pair(cls, model: Any) -> Any:
+        if isinstance(model, tuple) and len(model) == 2:
+            return Loaded(*model)
+        if hasattr(model, "state_dict"):
+            raise PydanticCustomError("model", "give the tokenizer as well: model=(model, tokenizer)")
+        return model
+
+    @field_serializer("model")
+    def _named(self, model: str | Loaded) -> str:
+        return model if isinstance(model, str) else f"loaded:{model.digest()}"
+
+    def environment(self) -> dict[str, str]:
+        """Digests of the model's and the adapter's files, and the versions of the libraries that run them."""
+        facts = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+        if isinstance(self.model, str):
+            facts["model"] = model_files_digest(self.model, self.revision)
+        if self.adapter:
+            facts["adapter"] = model_files_digest(self.adapter, None)
+        return facts
+
+    def source(self) -> tuple[Any, ...]:
+        """What two scorers must agree on to share a pass."""
+        return (
+            self.model, self.revision, self.adapter, self.dtype, self.quantization, self.max_tokens,
+            self.trust_remote_code, self.device, self.batch_tokens,
+        )  # fmt: skip
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder, if the name is one."""
+    path = Path(name).expanduser()
+    return path if path.exists() else None

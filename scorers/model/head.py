@@ -19,8 +19,8 @@ CHUNK_BYTES = 64 << 20
 class Head:
     """The output layer z = cap · tanh(scale · (W h + b) / cap), with W [V, d], b [V] or none.
 
-    Products run in the dtype of the weights, as the model's own do; what follows is float32 (float64 where
-    the model is). Suffixes: n = positions, d = hidden width, v = vocabulary or a part of it.
+    Products are accumulated and kept in float32 (float64 where the model is), whatever the dtype of the
+    weights. Suffixes: n = positions, d = hidden width, v = vocabulary or a part of it.
     """
 
     weight_vd: Tensor
@@ -37,16 +37,27 @@ class Head:
 
     def logits(self, hidden_nd: Tensor, tokens_k: Tensor | slice) -> Tensor:
         """[n, k] logits of some tokens."""
+        raw = self.products(hidden_nd, tokens_k)
+        return self.shaped(raw if self.bias_v is None else raw + self.bias_v[tokens_k].to(raw.dtype))
+
+    def products(self, hidden_nd: Tensor, tokens_k: Tensor | slice) -> Tensor:
+        """[n, k] W h of some tokens, never rounded to 16 bits."""
         weight_kd = self.weight_vd[tokens_k]
-        bias_k = None if self.bias_v is None else self.bias_v[tokens_k]
-        raw = torch.nn.functional.linear(hidden_nd.to(weight_kd.dtype), weight_kd, bias_k)
-        return self._shaped(raw.to(accumulator(raw.dtype)))
+        wide = accumulator(weight_kd.dtype)
+        if weight_kd.is_cuda and weight_kd.dtype != wide:
+            return torch.mm(hidden_nd.to(weight_kd.dtype), weight_kd.T, out_dtype=wide)
+        return hidden_nd.to(wide) @ weight_kd.to(wide).T
 
     def chunks(self, hidden_nd: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(first token, [n, c] logits) over the whole vocabulary, each chunk of bounded size."""
-        wide = max(1, CHUNK_BYTES // (4 * max(1, hidden_nd.shape[0])))
+        for start, stop in self.spans(hidden_nd.shape[0]):
+            yield start, self.logits(hidden_nd, slice(start, stop))
+
+    def spans(self, positions: int) -> Iterator[tuple[int, int]]:
+        """First and one past the last token of each chunk, for so many positions."""
+        wide = max(1, CHUNK_BYTES // (4 * max(1, positions)))
         for start in range(0, self.vocabulary, wide):
-            yield start, self.logits(hidden_nd, slice(start, start + wide))
+            yield start, min(start + wide, self.vocabulary)
 
     def slope(self, logits: Tensor) -> Tensor:
         """d logit / d (W h + b), from the logit itself."""
@@ -54,7 +65,8 @@ class Head:
             return torch.full_like(logits, self.scale)
         return self.scale * (1 - (logits / self.cap) ** 2)
 
-    def _shaped(self, raw: Tensor) -> Tensor:
+    def shaped(self, raw: Tensor) -> Tensor:
+        """Logits from W h + b: scaled, then capped."""
         scaled = raw * self.scale if self.scale != 1.0 else raw
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 

@@ -71,8 +71,8 @@ class States:
         """[n] logit of the token that follows."""
         if bool((self.next_n < 0).any()):
             raise ValueError("nothing follows the last position")
-        weight = self.head.weight_vd[self.next_n]
-        raw = (self.hidden_nd.to(weight.dtype)[:, None, :] @ weight[:, :, None]).squeeze(-1).squeeze(-1)
-        if self.head.bias_v is not None:
-            raw = raw + self.head.bias_v[self.next_n]
-        return self.head._shaped(raw.to(accumulator(raw.dtype)))
+        head = self.head
+        weight_nd = head.weight_vd[self.next_n]
+        wide = accumulator(weight_nd.dtype)
+        raw = (self.hidden_nd.to(wide) * weight_nd.to(wide)).sum(dim=1)
+        return head.shaped(raw if head.bias_v is None else raw + head.bias_v[self.next_n].to(wide))

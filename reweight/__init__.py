@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from karat.reweight.online import LinUpper as LinUpper
     from karat.reweight.online import Quadratic as Quadratic
     from karat.reweight.online import Static as Static
+    from karat.reweight.select import DeitaDiverse as DeitaDiverse
     from karat.reweight.select import GumbelTopK as GumbelTopK
     from karat.reweight.select import MatchedRandom as MatchedRandom
     from karat.reweight.select import Random as Random

@@ -13,6 +13,7 @@ from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
     from karat.reweight.select.budget import Budget as Budget
+    from karat.reweight.select.deita_diverse import DeitaDiverse as DeitaDiverse
     from karat.reweight.select.gumbel_top_k import GumbelTopK as GumbelTopK
     from karat.reweight.select.matched import MatchedRandom as MatchedRandom
     from karat.reweight.select.matched import matched_control as matched_control
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from karat.reweight.select.top_k import TopK as TopK
 
 MEMBERS = {
+    "deita_diverse": "karat.reweight.select.deita_diverse:DeitaDiverse",
     "gumbel_top_k": "karat.reweight.select.gumbel_top_k:GumbelTopK",
     "matched_random": "karat.reweight.select.matched:MatchedRandom",
     "random": "karat.reweight.select.random:Random",

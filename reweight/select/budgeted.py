@@ -65,6 +65,18 @@ class Budgeted(Selector):
     def reads(self) -> tuple[str, ...]:
         """The score columns that the ranking reads; a row with a null in one cannot be selected."""
 
+    def required(self, scores: pl.DataFrame) -> dict[str, pl.Series]:
+        """The columns that a row must have, null where it lacks one."""
+        return {name: measurement(scores, name) for name in self.reads()}
+
+    def refusals(self, scores: pl.DataFrame, order: pl.Series, enough: int | None) -> pl.Series | None:
+        """Why each row may not be kept, null where it may; None if that is all of them.
+
+        order: row numbers of the selectable rows of `scores`, by rank; enough: no more rows than these can
+        be kept, None where quotas, floors or tokens leave it open. Rows that are refused have no rank.
+        """
+        return None
+
     @abstractmethod
     def ranking(self, scores: pl.DataFrame) -> tuple[pl.Series, bool]:
         """Sort key of each row, and whether the largest comes first; ties go by id."""
@@ -141,7 +153,7 @@ class Budgeted(Selector):
         """
         table = self._table(scores)
         limit = self._limit(table)
-        ranked = _order(table)
+        ranked, refused = self._allowed(scores, _order(table), limit)
         if self.grouped():
             quotas, floors, groups = self._limits(table["group"], limit)
             check_available(floors, ranked)
@@ -153,10 +165,11 @@ class Budgeted(Selector):
         )
         kept = result["kept"].fill_null(value=False)
         missing = pl.format("dropped: no score ({})", "missing")
+        result = result.join(refused, on="row", how="left", maintain_order="left")
         return result.select(
             "id",
             scaled_weights(scores, kept, self.weight_by).alias("weight"),
-            pl.coalesce(missing, "reason").alias("reason"),
+            pl.coalesce(missing, "refusal", "reason").alias("reason"),
             pl.col("rank").cast(pl.UInt32),
         ).cast(RESULT)  # type: ignore[arg-type]
 
@@ -169,6 +182,18 @@ class Budgeted(Selector):
         limit = self.budget.limit(scores.height, int(tokens.sum()))
         return Spent(limit, int(tokens.filter(kept).sum()), "tokens")
 
+    def _allowed(
+        self, scores: pl.DataFrame, ranked: pl.DataFrame, limit: int
+    ) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The rows that may be kept, ranked anew, and `row`, `refusal` of the others."""
+        enough = limit if self.budget.unit == "rows" and not self.grouped() else None
+        reasons = self.refusals(scores, ranked["row"], enough)
+        if reasons is None:
+            return ranked, pl.DataFrame(schema={"row": pl.Int64, "refusal": pl.String})
+        marked = ranked.with_columns(refusal=reasons)
+        fine = marked.filter(pl.col("refusal").is_null()).drop("rank", "refusal")
+        return fine.with_row_index("rank", offset=1), marked.select("row", "refusal").drop_nulls()
+
     def _limit(self, table: pl.DataFrame) -> int:
         total = int(table["tokens"].sum()) if self.counts_tokens() else None
         return self.budget.limit(table.height, total)
@@ -176,7 +201,7 @@ class Budgeted(Selector):
     def _table(self, scores: pl.DataFrame) -> pl.DataFrame:
         """`row`, `id`, `key`, `missing` (the column without a score), and `tokens` and `group` where used."""
         found = {"id": column(scores, "id")}
-        required = {name: measurement(scores, name) for name in self.reads()}
+        required = self.required(scores)
         if self.counts_tokens():
             found["tokens"] = required[self.tokens] = token_counts(scores, self.tokens)
         if self.grouped():

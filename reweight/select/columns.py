@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from karat.errors import ScoreError, SelectionError, closest
 from karat.reweight.select.budget import NEEDS_LENGTH
@@ -96,3 +98,33 @@ def refuse(scores: pl.DataFrame, wrong: pl.Series, name: str, problem: str, hint
     if wrong.any():
         at = int(wrong.fill_null(value=False).arg_max())  # type: ignore[arg-type]
         raise ScoreError(f"row {scores['id'][at]!r}: {name} {problem} ({scores[name][at]})", hint=hint)
+
+
+def vectors(scores: pl.DataFrame, name: str) -> tuple[NDArray[np.float32], pl.Series]:
+    """[N, D] float32 vectors of a list or array column, and which rows have one; others are zero.
+
+    Raises SelectionError for a column that holds no vectors or vectors of several lengths, ScoreError for
+    NaN or infinity, naming the id.
+    """
+    values = column(scores, name)
+    there = values.is_not_null()
+    if not isinstance(values.dtype, pl.List | pl.Array) or not values.dtype.inner.is_numeric():  # type: ignore[union-attr]
+        raise SelectionError(
+            f"the column {name!r} is {values.dtype}, not vectors", hint="score with `embedding` first"
+        )
+    known = values.drop_nulls()
+    as_list = known.cast(pl.List(pl.Float32)) if isinstance(values.dtype, pl.Array) else known
+    lengths = as_list.list.len()
+    if lengths.n_unique() > 1:
+        odd = int((lengths != lengths[0]).arg_max())  # type: ignore[arg-type]
+        raise SelectionError(
+            f"row {scores['id'].filter(there)[odd]!r}: {name} has {lengths[odd]} numbers, others {lengths[0]}"
+        )
+    width = int(lengths[0]) if len(lengths) else 0
+    found = np.zeros((scores.height, width), np.float32)
+    if len(known):
+        found[there.to_numpy()] = as_list.explode().cast(pl.Float32).to_numpy().reshape(-1, width)
+    refuse(
+        scores, pl.Series(~np.isfinite(found).all(axis=1)), name, "is not finite", "a bug in the embedding"
+    )
+    return found, there

@@ -30,6 +30,7 @@ from karat.score_engine import score_view
 from karat.scorers.zip_fit import ZipFit
 
 ROWS, TARGETS, BUDGET = 2000, 200, "10%"
+LEVELS = (1, 6, 9)
 SIZES = ((2_000, 50), (2_000, 200), (10_000, 50), (25_000, 50), (50_000, 50), (100_000, 50))
 """Rows and targets whose peak memory is measured."""
 RESULT = Path(__file__).parent / "results" / "zip_fit.md"
@@ -165,8 +166,8 @@ HEAD = """# ZIP-FIT against a plain loop of gzip.compress
 
 `python bench/zip_fit.py`: {rows:,} rows × {targets} targets, English docstrings of 200 to 2,000 bytes (mean
 {mean:.0f}), {cores} cores, {machine}, Python {python}, zlib {zlib}, {date}. Microseconds per pair of row and
-target, the best of {repeats} repeats; exact scores are checked to be equal to the last bit, the race to find the
-same tenth of the rows.
+target, the best of {repeats} repeats; exact scores are checked to be equal to the last bit, the race to find
+the same tenth of the rows.
 
 | level | how | wall | CPU | CPU, times less than the loop | 2 threads, times faster than 1 |
 |---|---|---|---|---|---|

@@ -16,6 +16,7 @@ from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, check_folders, gather, run_key
+from karat.length_correlation import length_correlations, length_warnings
 from karat.reasons import kind_of_reason
 from karat.record import Record, finished, versions, write_record
 from karat.report import write_report
@@ -71,11 +72,14 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
 def _facts(
     config: Config, inputs: Inputs, selection: pl.DataFrame, training: dict[str, Any] | None
 ) -> dict[str, Any]:
+    settings = config.model_dump(mode="json")
+    columns = config.score_columns()
+    lengths = length_correlations(selection, inputs.view["text"], columns, settings["scorers"])
     return {
         "karat": versions()["karat"],
         "name": config.name,
         "command": " ".join(["karat", *sys.argv[1:]]) if sys.argv else "karat",
-        "config": config.model_dump(mode="json"),
+        "config": settings,
         "digests": {
             "rows": inputs.pool.about["digest"],
             "reference": inputs.reference_file.stem if inputs.reference_file else None,
@@ -84,7 +88,8 @@ def _facts(
         },
         "versions": versions(),
         "counts": counts(config, inputs, selection),
-        "warnings": list(inputs.warnings),
+        "warnings": [*inputs.warnings, *length_warnings(lengths)],
+        "length_correlations": lengths,
         "group_column": config.data.columns.group,
         "training": training,
     }

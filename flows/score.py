@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 import polars as pl
 
 from karat.chunked import Pending, cut, pending, plan_fit, score_table
 from karat.config import Loaded
+from karat.deriving import derived_scorers, derived_table
 from karat.flows.tasks import run_chunks, run_fit
 from karat.inputs import Inputs, check_tokens
-from karat.parts import Scorer
+from karat.parts import DerivedScorer, Scorer
 from karat.progress import current
 from karat.record import Record
 from karat.store import Store
@@ -19,15 +21,30 @@ from karat.store import Store
 def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) -> pl.DataFrame:
     """The score table of all scorers, in pool order; lengths first, so that budgets are judged early."""
     config = loaded.config
+    measuring = [scorer for scorer in config.scorers if not isinstance(scorer, DerivedScorer)]
     works: dict[str, Pending] = {}
     try:
-        for scorer in sorted(config.scorers, key=lambda scorer: scorer.kind != "length"):
+        for scorer in sorted(measuring, key=lambda scorer: scorer.kind != "length"):
             works[scorer.kind] = _score(scorer, inputs, store, record)
             if scorer.kind == "length":
                 check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
     finally:
         shutil.rmtree(store.work(), ignore_errors=True)
-    return score_table(inputs.view, [works[scorer.kind] for scorer in config.scorers], store)
+    table = score_table(inputs.view, [works[scorer.kind] for scorer in measuring], store)
+    return _derive(config.scorers, table, inputs, record)
+
+
+def _derive(scorers: Sequence[Scorer], table: pl.DataFrame, inputs: Inputs, record: Record) -> pl.DataFrame:
+    """Derived columns are cheap and depend on the whole table, so they are always computed anew."""
+    derived = derived_scorers(scorers)
+    if not derived:
+        return table
+    stage = f"score {', '.join(scorer.kind for scorer in derived)}"
+    with record.stage(stage) as timing:
+        timing.note = "from " + ", ".join(dict.fromkeys(name for part in derived for name in part.sources()))
+        table = derived_table(scorers, table, inputs.view, inputs.reference)
+        current().finish(stage, timing.note)
+    return table
 
 
 def _score(scorer: Scorer, inputs: Inputs, store: Store, record: Record) -> Pending:

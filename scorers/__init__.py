@@ -12,11 +12,19 @@ if __name__ != "karat.scorers":
 from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
+    from karat.scorers.cross_entropy_difference import CrossEntropyDifference as CrossEntropyDifference
+    from karat.scorers.dsir import Dsir as Dsir
     from karat.scorers.length import Length as Length
+    from karat.scorers.length_control import LengthControl as LengthControl
+    from karat.scorers.nearest_target import NearestTarget as NearestTarget
     from karat.scorers.zip_fit import ZipFit as ZipFit
 
 MEMBERS = {
+    "cross_entropy_difference": "karat.scorers.cross_entropy_difference:CrossEntropyDifference",
+    "dsir": "karat.scorers.dsir:Dsir",
     "length": "karat.scorers.length:Length",
+    "length_control": "karat.scorers.length_control:LengthControl",
+    "nearest_target": "karat.scorers.nearest_target:NearestTarget",
     "zip_fit": "karat.scorers.zip_fit:ZipFit",
 }
 __getattr__ = lazy_members(__name__, by_class_name(MEMBERS))

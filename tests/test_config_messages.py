@@ -71,6 +71,31 @@ def problem(text: str) -> str:
             "c.yaml:6, key scorers.1: two scorers write the column zip_fit.alignment; leave one out",
         ),
         (
+            "{kind: length}",
+            "{kind: length_control}",
+            "c.yaml:6, key scorers.1.of: is missing",
+        ),
+        (
+            "{kind: length}",
+            "{kind: length_control, of: zip_fit.alignmnt}",
+            "c.yaml:6, key scorers.1.of: no scorer before it writes the column 'zip_fit.alignmnt'; did you mean 'zip_fit.alignment'?",
+        ),
+        (
+            "{kind: length}",
+            "{kind: length_control, of: [zip_fit.alignment, length_control.zip_fit.alignment]}",
+            "c.yaml:6, key scorers.1.of: no scorer before it writes the column 'length_control.zip_fit.alignment'; did you mean 'zip_fit.alignment'?",
+        ),
+        (
+            "{kind: length}",
+            "{kind: length_control, of: zip_fit.alignment, method: mach}",
+            "c.yaml:6, key scorers.1.method: must be 'residual' or 'match', not 'mach'",
+        ),
+        (
+            "reference: {path: r.jsonl}\nscorers:\n  - {kind: zip_fit, level: 1}",
+            "scorers:\n  - {kind: length_control, of: length.bytes, method: match}",
+            "c.yaml:4, key scorers.0: scorer length_control needs `reference`: rows like those that the model is for",
+        ),
+        (
             "name: c",
             "name: ../x",
             "c.yaml:1, key name: must be letters, digits, dot, dash and underscore, at most 100, not '../x'",

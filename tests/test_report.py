@@ -225,6 +225,49 @@ def test_length_warning_and_correlations(tmp_path: Path) -> None:
     assert "select.by=length.bytes" in build(tmp_path / "c", frame.with_columns(same), record()).text
 
 
+def test_length_is_held_against_every_score_though_no_length_was_scored(tmp_path: Path) -> None:
+    frame = selection(200).drop("length.bytes")
+    texts: list[str | None] = ["x" * (7 * i % 211 + 1) for i in range(200)]
+    sizes = pl.Series([len(text or "") for text in texts]).cast(pl.Float64)
+    frame = frame.with_columns((-sizes).alias("t.other"), sizes.log().alias("length_control.t.other"))
+    page = build(tmp_path / "a", frame, record(), texts)
+    assert "the length scorer did not run" in page.text
+    for name in ("s.score", "t.other", "length_control.t.other"):
+        assert re.search(rf"{name}\s*bytes of text\s*[−\d.]+", page.text), name
+    assert "Warning: t.other goes with bytes of text (Spearman −1.00" in page.text
+    assert "length_control.t.other is the same score under length control" in page.text
+    assert "Warning: length_control.t.other goes with" in page.text
+    charts = [name for name in page.figures() if "against-length" in name]
+    assert charts == [f"figure-against-length-{i}" for i in range(3)]
+
+    matched = record()
+    matched["config"]["scorers"] = [{"kind": "length_control", "of": "t.other", "method": "match"}]
+    page = build(tmp_path / "b", frame, matched, texts)
+    assert "Warning: length_control.t.other" not in page.text
+    assert "follows the target's lengths" in page.text
+    extra = {f"u.{i}": pl.lit(float(i)) + sizes for i in range(9)}
+    page = build(tmp_path / "c", frame.with_columns(**extra), record(), texts)
+    assert len([name for name in page.figures() if "against-length" in name]) == 7
+    assert "5 more scores are in the table only." in page.text
+
+
+def test_the_advice_for_a_score_that_is_length(tmp_path: Path) -> None:
+    size = pl.col("length.bytes").cast(pl.Float64)
+    frame = selection(100).with_columns(size.alias("s.score"))
+    text = build(tmp_path / "a", frame, record()).text
+    assert "Add `- {kind: length_control, of: s.score}` to `scorers`" in text
+    text = build(
+        tmp_path / "b", frame.with_columns((0 * size).alias("length_control.s.score")), record()
+    ).text
+    assert "karat run a.yaml select.by=length_control.s.score" in text
+
+
+def test_warnings_of_the_record_stand_on_the_first_screen(tmp_path: Path) -> None:
+    page = build(tmp_path / "r", selection(), record(warnings=["3 rows <b>are</b> copies"]))
+    head = page.text[: page.text.index("rows dropped")]
+    assert "Warning. 3 rows <b>are</b> copies." in head
+
+
 def test_groups_beyond_twenty_become_other(tmp_path: Path) -> None:
     frame = selection(300).with_columns(group=pl.format("g{}", pl.int_range(pl.len()) % 30))
     page = build(tmp_path / "r", frame, record())

@@ -9,7 +9,9 @@ import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
+from karat.length_correlation import length_correlations, length_warnings
 from karat.report import headline, statistics, words
 from karat.report.run import Run
 
@@ -63,6 +65,62 @@ def test_correlations_by_hand() -> None:
     assert line["strong"]
     constant = statistics.correlations(run([1.0] * 4, [True] * 4, [1, 2, 3, 4]))[0]
     assert (constant["spearman"], constant["pearson"], constant["strong"]) == (None, None, False)
+
+
+def lengths_of(scores: pl.DataFrame, scorers: Any = ()) -> list[dict[str, Any]]:
+    texts = pl.Series(["é" * n if n is not None else None for n in (5, 1, 4, 2, 3, None)], dtype=pl.String)
+    return length_correlations(scores, texts, scores.columns, scorers)
+
+
+def test_every_score_is_held_against_the_bytes_of_the_text() -> None:
+    scores = pl.DataFrame(
+        {
+            "up": [5, 1, 4, 2, 3, 9],
+            "down": [-5.0, -1.0, -4.0, -2.0, None, 7.0],
+            "ties": [1.0, 1.0, 1.0, 2.0, 2.0, 2.0],
+            "flat": [1.0] * 6,
+            "none": pl.Series([None] * 6, dtype=pl.Float64),
+            "length.tokens": [5, 1, 4, 2, 3, 9],
+            "flag": [True] * 6,
+        }
+    )
+    found = {line["score"]: line for line in lengths_of(scores)}
+    assert set(found) == {"up", "down", "ties", "flat", "none"}
+    assert {line["length"] for line in found.values()} == {"bytes of text"}
+    assert [found[name]["rows"] for name in found] == [5, 4, 5, 5, 0]
+    assert found["up"]["spearman"] == pytest.approx(1)
+    assert found["down"]["spearman"] == pytest.approx(-1)
+    assert found["ties"]["spearman"] == pytest.approx(spearmanr([5, 1, 4, 2, 3], [1, 1, 1, 2, 2])[0])
+    assert [found[name]["strong"] for name in found] == [True, True, False, False, False]
+
+
+def test_a_score_that_goes_with_length_is_warned_about_with_what_to_do() -> None:
+    up, down = [5.0, 1.0, 4.0, 2.0, 3.0, 0.0], [-5.0, -1.0, -4.0, -2.0, -3.0, 0.0]
+    scores = pl.DataFrame({"a.b": down, "length_control.a.b": up})
+    first, second = length_warnings(lengths_of(scores))
+    assert first == (
+        "a.b goes with length (Spearman -1.00 with bytes of text over 5 rows): short rows score high. "
+        "length_control.a.b is the same score under length control: compare with a selection by it"
+    )
+    assert "long rows score high. The control has not removed it" in second
+    scorers: Any = [{"kind": "length"}, {"kind": "length_control", "of": ["a.b"], "method": "match"}, None]
+    lines = lengths_of(scores, scorers)
+    assert [line["matched"] for line in lines] == [False, True]
+    assert length_warnings(lines) == [first]
+    alone = length_warnings(lengths_of(scores.select("a.b")))[0]
+    assert (
+        "Add `- {kind: length_control, of: a.b}` to `scorers` (`method: residual`, the default, or" in alone
+    )
+    assert "compare with a selection by length_control.a.b" in alone
+
+
+@pytest.mark.parametrize(("ranks", "warned"), [([2, 4, 1, 3, 5], False), ([2, 3, 1, 4, 5], True)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_warning_begins_above_six_tenths(ranks: list[int], warned: bool, sign: int) -> None:
+    """By 1 - 6 Σ d² / (n (n² - 1)) the first is .5 and the second .7."""
+    texts = pl.Series(["x" * n for n in range(1, 6)])
+    scores = pl.DataFrame({"s": [sign * rank for rank in ranks]})
+    assert bool(length_warnings(length_correlations(scores, texts, ["s"], []))) is warned
 
 
 def test_the_cut_is_the_last_kept_score_and_is_absent_where_none_parts_the_rows() -> None:

@@ -13,8 +13,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+
+from karat.deriving import derive
+from karat.scorers import LengthControl
 
 WORDS = ["the", "a", "of", "tree", "river", "stone", "quickly", "compute", "alpha", "matrix", "house"]
 
@@ -136,6 +140,51 @@ def test_training_compares_the_selection_with_its_controls(folder: Path, prefect
     assert json.loads((folder / "runs" / "c" / "run.json").read_text())["training"] == training
 
 
+def test_length_control_is_derived_beside_the_scores(folder: Path, prefect_home: Path) -> None:
+    scorers = "scorers=[{kind: length_control, of: zip_fit.alignment}, {kind: zip_fit, level: 6}]"
+    select = "select={kind: top_k, by: length_control.zip_fit.alignment, budget: 30}"
+    short = [json.dumps({"text": f"the {one} of a {two}"}) for one in WORDS[3:7] for two in WORDS[7:]]
+    (folder / "target.jsonl").write_text("\n".join(short))
+    planned = karat(folder, "plan", "c.yaml", scorers, select)
+    assert re.search(r"score length_control +from zip_fit.alignment", planned.stdout), planned.stderr
+    done = karat(folder, "run", "c.yaml", scorers, select, home=prefect_home)
+    assert done.returncode == 0, done.stderr
+    out = folder / "runs" / "c"
+    selection = pl.read_parquet(out / "selection.parquet")
+    assert selection.columns == [
+        "id", "weight", "reason", "rank", "length_control.zip_fit.alignment", "zip_fit.alignment", "group",
+    ]  # fmt: skip
+    pool, target = pl.read_ndjson(folder / "pool.jsonl"), pl.read_ndjson(folder / "target.jsonl")
+    raw = selection.select("id", "zip_fit.alignment")
+    wanted = derive(LengthControl(of="zip_fit.alignment"), raw, pool)
+    column = "length_control.zip_fit.alignment"
+    assert selection[column].to_list() == wanted[column].to_list()
+    best = wanted.sort(column, descending=True)["id"][:30].to_list()
+    assert sorted(selection.filter(pl.col("weight") > 0)["id"]) == sorted(best)
+    assert column in pl.read_parquet(out / "dataset" / "*.parquet").columns
+
+    run = json.loads((out / "run.json").read_text())
+    lines = {line["score"]: line for line in run["length_correlations"]}
+    assert set(lines) == {"zip_fit.alignment", column}
+    pearson = float(np.corrcoef(raw["zip_fit.alignment"], pool["text"].str.len_bytes())[0, 1])
+    assert lines["zip_fit.alignment"]["pearson"] == pytest.approx(pearson)
+    assert lines["zip_fit.alignment"]["strong"]
+    assert abs(lines[column]["spearman"]) < 0.3
+    assert any("zip_fit.alignment goes with length" in warning for warning in run["warnings"])
+    assert "warning: zip_fit.alignment goes with length" in done.stdout
+    assert "zip_fit.alignment goes with length" in (out / "report.html").read_text()
+
+    again = karat(folder, "run", "c.yaml", scorers, select, home=prefect_home)
+    assert "nothing to compute" in again.stdout
+    matched = scorers.replace("alignment}", "alignment, method: match}")
+    changed = karat(folder, "run", "c.yaml", matched, select, home=prefect_home)
+    assert changed.returncode == 0, changed.stderr
+    assert "0 scored, 300 in the store" in changed.stderr
+    selection = pl.read_parquet(out / "selection.parquet")
+    part = LengthControl(of="zip_fit.alignment", method="match")
+    assert selection[column].to_list() == derive(part, raw, pool, reference=target)[column].to_list()
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_goes_on_to_the_same_bytes(folder: Path, prefect_home: Path) -> None:
     write_rows(folder / "pool.jsonl", 3000)
@@ -170,6 +219,7 @@ BAD = [
     ("scorers.0.levl=3", "levl", "did you mean 'level'"),
     ("scorers.0.level=0", "scorers.0.level", "level"),
     ("scorers.0.kind=zipfit", "scorers.0", "zip_fit"),
+    ("scorers.1={kind: length_control, of: zip_fit.aligment}", "scorers.1.of", "zip_fit.alignment"),
     ("select.by=zip_fit.alignmnt", "select.by", "zip_fit.alignment"),
     ("select.budget=0", "select.budget", "0"),
     ("select.budget=101%", "select.budget", "101"),

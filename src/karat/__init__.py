@@ -10,6 +10,7 @@ if __name__ != "karat":
 from karat.lazy import lazy_members
 
 if TYPE_CHECKING:
+    from karat.deriving import derive as derive
     from karat.errors import KaratError as KaratError
     from karat.rows import read as read
     from karat.scoring import score as score
@@ -23,6 +24,7 @@ __getattr__ = lazy_members(
     __name__,
     {
         "KaratError": "karat.errors:KaratError",
+        "derive": "karat.deriving:derive",
         "read": "karat.rows:read",
         "score": "karat.scoring:score",
         "score_stream": "karat.scoring:score_stream",

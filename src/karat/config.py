@@ -11,7 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import PydanticCustomError
 
 from karat.config_errors import explained
+from karat.deriving import derived_scorers, source_problem
 from karat.errors import ConfigError
+from karat.parts import DerivedScorer
 from karat.registry import AnyScorer, AnySelector
 from karat.rows import DataSpec
 from karat.yaml_lines import Document, Loc, override, parse_yaml, read_yaml
@@ -42,6 +44,10 @@ def _percent(value: Any) -> Any:
     if isinstance(value, int | float) and not 0 < value < 1:
         raise PydanticCustomError("share", "must be between 0% and 100%, or rows of their own")
     return value
+
+
+def _listed(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 class ExportSettings(BaseModel):
@@ -88,6 +94,7 @@ class Config(BaseModel):
                         {"column": column, "at": ("scorers", number)},
                     )
                 written[column] = scorer.kind
+        self._sources_exist()
         if isinstance(self.evaluate, float) and self.reference is None:
             raise PydanticCustomError(
                 "evaluate", "a share needs `reference`, which it is a share of", {"at": ("evaluate",)}
@@ -99,6 +106,17 @@ class Config(BaseModel):
                 {"at": ("train",)},
             )
         return self
+
+    def _sources_exist(self) -> None:
+        measuring = [scorer for scorer in self.scorers if not isinstance(scorer, DerivedScorer)]
+        written = {name: dtype for scorer in measuring for name, dtype in scorer.columns().items()}
+        for scorer in derived_scorers(self.scorers):
+            if problem := source_problem(scorer, written):
+                settings = type(scorer).model_fields
+                named = [key for key in settings if problem[0] in _listed(getattr(scorer, key))]
+                at = ("scorers", self.scorers.index(scorer), *named[:1])
+                raise PydanticCustomError("source", "{problem}", {"problem": problem[1], "at": at})
+            written |= scorer.columns()
 
     def score_columns(self) -> list[str]:
         """The columns that the scorers write, in order."""

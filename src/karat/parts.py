@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from karat.code_digest import code_digest
+from karat.errors import ScoreError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -118,6 +119,46 @@ class Scorer(Part, ABC):
     def status_column(cls) -> str:
         """Name of the column that says why a score is null."""
         return f"{cls.kind}.status"
+
+
+class DerivedScorer(Scorer, ABC):
+    """Columns computed from those of other scorers, once for the whole table; cheap, so never kept.
+
+    Law: a row's value depends on its sources, its content, the reference and the multiset of all rows'
+    sources and contents; never on ids, on the order of the rows or on threads. A column is null only where
+    the status says why, and the status speaks only where a column is null.
+    """
+
+    @abstractmethod
+    def sources(self) -> tuple[str, ...]:
+        """The numeric columns of other scorers that `derive` reads."""
+
+    @abstractmethod
+    def derive(self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None) -> pl.DataFrame:
+        """`id`, the columns of `columns()` and `<kind>.status`: the rows of the table, in its order.
+
+        table: `id` and `sources()`, no NaN and no infinity; view: the same rows as the row view with the
+        columns of `reads`; reference: the reference's row view, or None where `needs_reference` is false.
+        """
+
+    def needs_pool(self) -> bool:
+        """Always: the scores of all rows."""
+        return True
+
+    def fit(self, pool: pl.DataFrame, reference: pl.DataFrame | None, fitting: Fitting) -> Arrays:
+        """Refused: nothing is learned apart from the table."""
+        raise self._refusal()
+
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
+        """Refused: what is derived needs the scores of all rows."""
+        raise self._refusal()
+
+    def _refusal(self) -> ScoreError:
+        return ScoreError(
+            f"is computed from {', '.join(self.sources())} of all rows, not chunk by chunk",
+            where=f"scorer {self.yaml_kind()}",
+            hint="give it to karat.score together with its sources, or to karat.derive with a score table",
+        )
 
 
 class Selector(Part, ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from karat.errors import ScoreError
-from karat.parts import Scorer
+from karat.parts import DerivedScorer, Scorer
 
 
 def empty_scores(scorer: Scorer) -> pl.DataFrame:
@@ -54,7 +54,12 @@ def _check_values(scorer: Scorer, scores: pl.DataFrame) -> None:
             _refuse(scorer, scores, name, ~finite, "the value is NaN or infinite; no score is null")
         null, unexplained = pl.col(name).is_null(), pl.col(status).is_null()
         _refuse(scorer, scores, name, null & unexplained, f"null, and {status} does not say why")
-        _refuse(scorer, scores, name, ~null & ~unexplained, f"has a value although {status} says it has none")
+        if not isinstance(scorer, DerivedScorer):
+            told = f"has a value although {status} says it has none"
+            _refuse(scorer, scores, name, ~null & ~unexplained, told)
+    if isinstance(scorer, DerivedScorer):  # its columns have sources of their own, so one may lack a value
+        whole = pl.all_horizontal(pl.col(list(scorer.columns())).is_not_null()) & pl.col(status).is_not_null()
+        _refuse(scorer, scores, status, whole, "the status says something although no value is missing")
 
 
 def _refuse(scorer: Scorer, scores: pl.DataFrame, column: str, broken: pl.Expr, problem: str) -> None:

@@ -83,10 +83,10 @@ def score_prepared(
 
 def fit_pool(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, fitting: Fitting) -> Arrays:
     """What a scorer learns from all rows of a view (karat.parts.Scorer.fit), whatever their order."""
-    _check_reads(scorer, view)
+    check_reads(scorer, view)
     reads = list(dict.fromkeys(scorer.reads))
     pool = view.group_by(reads).agg(copies=pl.len()).sort(reads)
-    with _blaming(scorer, f"fit on {view.height} rows"):
+    with blaming(scorer, f"fit on {view.height} rows"):
         return scorer.fit(pool, reference if scorer.needs_reference else None, fitting)
 
 
@@ -97,7 +97,8 @@ def prepare(scorer: Scorer, reference: pl.DataFrame | None, fitted: Arrays | Non
 
 
 @contextmanager
-def _blaming(scorer: Scorer, doing: str) -> Iterator[None]:
+def blaming(scorer: Scorer, doing: str) -> Iterator[None]:
+    """Name the scorer where its code fails with something that is not ours."""
     try:
         yield
     except KaratError:
@@ -116,9 +117,9 @@ def score_chunk(scorer: Scorer, chunk: pl.DataFrame, prepared: Any) -> pl.DataFr
     The scorer is shown `id` and the columns that it declares to read. Raises ScoreError naming the scorer,
     the column and the id if ids, columns, types, values or statuses are not as promised.
     """
-    _check_reads(scorer, chunk)
+    check_reads(scorer, chunk)
     shown = chunk.select(list(dict.fromkeys(("id", *scorer.reads))))
-    with _blaming(scorer, f"{shown.height} rows from id {shown['id'][0]!r} on"):
+    with blaming(scorer, f"{shown.height} rows from id {shown['id'][0]!r} on"):
         scores = scorer.score(shown, prepared)
     return checked(scorer, shown["id"], scores)
 
@@ -156,7 +157,8 @@ def require_reference(scorer: Scorer, reference: object) -> None:
         )
 
 
-def _check_reads(scorer: Scorer, view: pl.DataFrame) -> None:
+def check_reads(scorer: Scorer, view: pl.DataFrame) -> None:
+    """Raise ScoreError where the rows lack a column that the scorer reads."""
     missing = [name for name in scorer.reads if name not in view.columns]
     if missing:
         raise ScoreError(
@@ -168,7 +170,7 @@ def _check_reads(scorer: Scorer, view: pl.DataFrame) -> None:
 
 def _contents(scorer: Scorer, view: pl.DataFrame) -> pl.DataFrame:
     """`id` and what the scorer reads, with the `first` id of equal content and the number of `copies`."""
-    _check_reads(scorer, view)
+    check_reads(scorer, view)
     reads = [name for name in dict.fromkeys(scorer.reads) if name != "id"]
     if not reads or "id" in scorer.reads:
         same = {"first": pl.col("id"), "copies": pl.lit(1, pl.UInt32)}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from karat.deriving import derived_scorers, derived_table, source_problem
 from karat.errors import ScoreError
-from karat.parts import Scorer
+from karat.parts import DerivedScorer, Scorer
 from karat.score_engine import (
     OnChunk,
     chunks,
@@ -44,7 +45,8 @@ def score(
     list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and only
     then a column `<kind>.status` says why. workers: threads, default all cores of this process;
     chunk_rows: rows per block (neither changes a bit of the result). progress: True for a bar on standard
-    error, or a function of (kind, rows done, all rows).
+    error, or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
+    of the others in the list, and of derived ones before it.
 
     Raises ScoreError where a scorer needs a reference and there is none, where two scorers write the same
     column, or where a scorer breaks its contract; DataError for rows that cannot be read.
@@ -55,9 +57,10 @@ def score(
             require_reference(part, None)
     pool_view = view_of(pool)
     reference_view = None if reference is None else view_of(reference)
+    measuring = [part for part in scorers if not isinstance(part, DerivedScorer)]
     tables = []
     with _reporter(progress, pool_view.height) as report:
-        for part in scorers:
+        for part in measuring:
             on_chunk = report(part.kind) if report else None
             tables.append(
                 score_view(
@@ -69,7 +72,8 @@ def score(
                     on_chunk=on_chunk,
                 )
             )
-    return _joined(pool_view, scorers, tables)
+    whole = _joined(pool_view, measuring, tables)
+    return derived_table(scorers, whole, pool_view, reference_view)
 
 
 def score_stream(
@@ -181,7 +185,24 @@ def _as_scorers(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
                     hint="score them in two calls and rename the columns of one",
                 )
             owners[column] = repr(part)
+    _check_sources(scorers)
     return scorers
+
+
+def _check_sources(scorers: Sequence[Scorer]) -> None:
+    written = {
+        name: dtype
+        for part in scorers
+        if not isinstance(part, DerivedScorer)
+        for name, dtype in part.columns().items()
+    }
+    for part in derived_scorers(scorers):
+        problem = source_problem(part, written)
+        if problem:
+            raise ScoreError(
+                problem[1], where=repr(part), hint="karat.derive adds it to a table that has been scored"
+            )
+        written |= part.columns()
 
 
 @contextmanager

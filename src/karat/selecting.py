@@ -39,13 +39,13 @@ def ranked(selector: Selector, scores: Any) -> pl.DataFrame:
 
 def score_columns(selector: Selector, scores: Any) -> pl.DataFrame:
     """`id` and the columns that the selector reads, as polars, checked; raises SelectionError."""
-    names = _names(scores)
+    names = column_names(scores)
     for name in ("id", *selector.needs()):
         if name not in names:
             hint = _LENGTH if name.startswith("length.") else closest(name, (n for n in names if n != "id"))
             raise SelectionError(f"there is no column {name!r} in the scores", hint=hint)
     table = as_polars(scores, list(dict.fromkeys(["id", *selector.needs()])))
-    return table.with_columns(_ids(table["id"], "the scores"))
+    return table.with_columns(string_ids(table["id"], "the scores"))
 
 
 def weigh(
@@ -64,7 +64,7 @@ def weigh(
     weight 0. Raises DataError for a pool row that is not in `chosen`, and for a pool that already has
     weights.
     """
-    names = _names(pool)
+    names = column_names(pool)
     if "weight" in names:
         raise DataError("the pool already has a column 'weight'", hint="rename or drop it first")
     for name in ("id", "weight"):
@@ -72,7 +72,7 @@ def weigh(
             raise SelectionError(
                 f"there is no column {name!r} in the selection", hint="use what select returns"
             )
-    known = chosen.select(_ids(chosen["id"], "the selection"), pl.col("weight").cast(pl.Float64))
+    known = chosen.select(string_ids(chosen["id"], "the selection"), pl.col("weight").cast(pl.Float64))
     ids = _pool_ids(pool, names, layout, columns)
     found = ids.to_frame().join(known, on="id", how="left", maintain_order="left")
     if found["weight"].null_count():
@@ -115,7 +115,8 @@ def _library(table: Any) -> str:
     return library
 
 
-def _names(table: Any) -> list[str]:
+def column_names(table: Any) -> list[str]:
+    """The columns of a table of any of these libraries."""
     library = _library(table)
     if isinstance(table, pl.LazyFrame):
         return table.collect_schema().names()
@@ -124,7 +125,8 @@ def _names(table: Any) -> list[str]:
     ]
 
 
-def _ids(ids: pl.Series, where: str) -> pl.Series:
+def string_ids(ids: pl.Series, where: str) -> pl.Series:
+    """The ids as strings, none missing and none twice; raises SelectionError."""
     if ids.dtype.is_integer() or ids.dtype in (pl.Categorical, pl.Enum, pl.Null):
         ids = ids.cast(pl.String)
     if ids.dtype != pl.String:
@@ -143,7 +145,7 @@ def _pool_ids(
     pool: Any, names: list[str], layout: Layout | None, columns: Mapping[str, str] | None
 ) -> pl.Series:
     if "id" in names and not (columns or {}).get("id"):
-        return _ids(as_polars(pool, ["id"])["id"], "the pool")
+        return string_ids(as_polars(pool, ["id"])["id"], "the pool")
     from karat.rows import from_frame
 
     frame = pool.collect() if isinstance(pool, pl.LazyFrame) else pool

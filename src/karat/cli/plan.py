@@ -18,6 +18,7 @@ from karat.cli.run import rows_of
 from karat.config import Config, Loaded, load_config
 from karat.fitting import Fitting
 from karat.inputs import Inputs, check_folders, check_tokens, gather, run_key
+from karat.parts import DerivedScorer
 from karat.progress import duration
 from karat.record import complete
 from karat.score_engine import cores, fit_pool, prepare, score_chunk
@@ -63,7 +64,7 @@ def plan_command(file: Path, overrides: list[str]) -> None:
     for reason, count in inputs.skipped().items():
         out.print(Text(f"{rows_of(count)} skipped: {reason}"))
     for warning in inputs.warnings:
-        out.print(Text(f"note: {warning}"))
+        out.print(Text(f"warning: {warning}"))
     if done:
         out.print("nothing to compute: the run is complete and unchanged")
         return
@@ -79,6 +80,9 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
     store = Store(config.store)
     steps = []
     for scorer in config.scorers:
+        if isinstance(scorer, DerivedScorer):
+            steps.append(Step(f"score {scorer.kind}", f"from {', '.join(scorer.sources())}", 0.1))
+            continue
         work = pending(scorer, inputs.view, inputs.reference, store)
         if scorer.kind == "length" and work.missing.is_empty():
             check_tokens(loaded, inputs, score_table(inputs.view, [work], store))

@@ -62,7 +62,7 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
         lines.append(f"{counts['tokens']['selected']:,} tokens, {share:.1%} of the pool")
     lines += [f"{rows_of(count)} skipped: {reason}" for reason, count in counts["skipped"].items()]
     lines += [f"{rows_of(count)} without {column}" for column, count in counts["no_score"].items()]
-    lines += [f"note: {warning}" for warning in done["warnings"]]
+    lines += [f"warning: {warning}" for warning in done["warnings"]]
     for comparison in (done["training"] or {}).get("comparisons", ()):
         lines.append(_comparison(comparison, done["training"]["unit"]))
     for line in lines:

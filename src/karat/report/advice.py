@@ -6,6 +6,7 @@ import re
 import shlex
 from typing import Any
 
+from karat.length_correlation import CONTROL, remedy
 from karat.report.run import Run
 
 Step = tuple[str, str]
@@ -34,9 +35,12 @@ def _doubts(run: Run, again: str, facts: dict[str, Any]) -> list[Step]:
         why = f"{run.by} goes with length. Select by length alone as a control:"
         why += " a score that does no better than length has found length."
         same_way = (strong[0]["spearman"] or 0.0) > 0
+        control = f"{CONTROL}{run.by}"
         by_length = f"{again} {shlex.quote('select.by=' + strong[0]['length'])}"
         scored = strong[0]["length"] in run.scores
         steps.append((why, by_length if same_way and scored else ""))
+        by_control = f"{again} {shlex.quote('select.by=' + control)}" if control in run.scores else ""
+        steps.append((f"{remedy(str(run.by), run.scores)}.", by_control))
     gone = [
         line
         for line in facts["groups"]

@@ -11,6 +11,7 @@ from karat.report import headline, score_figures, statistics, training_figures, 
 from karat.report.run import Run
 
 _BAND = "Thick lines are means over seeds, bands one standard deviation, thin lines single seeds."
+_DRAWN = 7
 _METRIC = "How well each arm predicts held-out rows of the target."
 _CURVES = (
     ("train_loss", "training loss", "loss",
@@ -37,17 +38,27 @@ def what_the_frame_says(run: Run) -> dict[str, Any]:
     ]
     groups = statistics.composition(run)
     names = [_group_name(line) for line in groups]
-    density = None
-    if lead and run.lengths and lead not in run.lengths:
-        density = score_figures.against_length(run, lead, run.size_column or run.lengths[0], cut)
     reasons = run.frame.group_by(kind_of_reason()).agg(rows=pl.len(), kept=(pl.col("weight") > 0).sum())
     return {
         "cut": cut, "distributions": distributions, "correlations": statistics.correlations(run),
-        "groups": groups, "group_names": names, "density": density, "statuses": _statuses(run),
+        "groups": groups, "group_names": names, **_against_length(run, lead, cut), "statuses": _statuses(run),
         "group_chart": score_figures.groups(groups, names, run.size_column) if groups else None,
         "reasons": reasons.sort(["rows", "reason"], descending=[True, False], nulls_last=True).to_dicts(),
         "weight_chart": score_figures.weights(run), "ess": statistics.effective_samples(run.frame["weight"]),
     }  # fmt: skip
+
+
+def _against_length(run: Run, lead: str | None, cut: statistics.Cut | None) -> dict[str, Any]:
+    """A chart of each score over length, the selecting one large; the table has those beyond the first."""
+    length = run.size_column
+    if length is None:
+        return {"densities": [], "not_drawn": 0}
+    names = sorted((name for name in run.scores if name not in run.lengths), key=lambda name: name != lead)
+    charts = [
+        score_figures.against_length(run, name, length, f"against-length-{place}", cut, small=place > 0)
+        for place, name in enumerate(names[:_DRAWN])
+    ]
+    return {"densities": [c for c in charts if c is not None], "not_drawn": len(names[_DRAWN:])}
 
 
 def _group_name(line: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import polars as pl
 import yaml
 from markupsafe import Markup
 
+from karat.length_correlation import remedy
 from karat.report import headline, words
 from karat.report.advice import next_steps
 from karat.report.examples import examples
@@ -59,7 +60,7 @@ def render(run: Run, run_dir: str) -> str:
         "run": run, "record": record, "counts": run.counts, "w": words, **facts, **training,
         "sentence": headline.what_was_done(run), "tiles": tiles(run, facts),
         "sections": examples(run, facts["cut"]), "derived": run.lengths == (DERIVED_LENGTH,),
-        "next_steps": next_steps(run, run_dir, training["outcomes"], facts),
+        "remedy": remedy, "next_steps": next_steps(run, run_dir, training["outcomes"], facts),
         "config_yaml": _settings(record),
         "css": Markup(_file("report.css")), "script": Markup(script), "plotly": Markup(library),  # noqa: S704 - ours
         "hashes": " ".join(_csp_hash(text) for text in (library, script)),

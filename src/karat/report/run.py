@@ -13,7 +13,7 @@ import polars as pl
 from karat.errors import DataError
 
 DERIVED_LENGTH = "bytes of text"
-"""Name of the length that is measured here when no `length` scorer ran."""
+"""Name of the length that is measured here when no `length` scorer ran: every score is held against it."""
 _FIXED = ("id", "weight", "reason", "rank", "group")
 
 
@@ -22,7 +22,7 @@ class Run:
     """A finished run, read back from its folder.
 
     `frame` holds selection.parquet with weights never null, a Boolean `kept` in `mask`, and, where no
-    length was scored, the texts' bytes as `DERIVED_LENGTH`.
+    bytes were scored, the texts' bytes as `DERIVED_LENGTH`.
     """
 
     frame: pl.DataFrame
@@ -51,6 +51,12 @@ class Run:
         return _dict(self.record.get("counts"))
 
     @property
+    def scorers(self) -> list[Any]:
+        """The scorers' settings."""
+        found = _dict(self.record.get("config")).get("scorers")
+        return found if isinstance(found, list) else []
+
+    @property
     def select(self) -> dict[str, Any]:
         """The selector's settings."""
         return _dict(_dict(self.record.get("config")).get("select"))
@@ -69,11 +75,11 @@ def load(run_dir: Path, rows: pl.DataFrame) -> Run:
         if name not in _FIXED and not name.endswith(".status") and kind.is_numeric()
     )
     lengths = tuple(name for name in scores if name.startswith("length."))
-    if not lengths and DERIVED_LENGTH not in scores:
+    if "length.bytes" not in scores and DERIVED_LENGTH not in scores:
         derived = rows.select("id", pl.col("text").str.len_bytes().cast(pl.Int64).alias(DERIVED_LENGTH))
         if derived[DERIVED_LENGTH].null_count() < derived.height:
             frame = frame.join(derived, on="id", how="left", maintain_order="left")
-            lengths = (DERIVED_LENGTH,)
+            lengths = (*lengths, DERIVED_LENGTH)
     mask = frame["weight"] > 0
     by = _selecting_score(_dict(_dict(record.get("config")).get("select")), scores)
     return Run(frame, mask, record, rows, scores, lengths, by, _larger_is_better(frame, mask, by))

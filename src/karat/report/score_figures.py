@@ -57,7 +57,9 @@ def _bars(found: Bins, counts: Any, name: str, colour: str) -> Any:
     )  # fmt: skip
 
 
-def against_length(run: Run, score: str, length: str, cut: Cut | None) -> Chart | None:
+def against_length(
+    run: Run, score: str, length: str, key: str, cut: Cut | None, *, small: bool = False
+) -> Chart | None:
     """The score over log length: points while they are few, else a density of cells."""
     values, sizes = finite(run.frame[score]), finite(run.frame[length])
     there = values.is_not_null() & (sizes > 0).fill_null(False)
@@ -67,18 +69,18 @@ def against_length(run: Run, score: str, length: str, cut: Cut | None) -> Chart 
     mask = run.mask.filter(there).to_numpy()
     rule = scale(y, False)
     placed, logs = rule.place(y), np.log10(x)
-    few = y.size <= FEW_POINTS
+    few = y.size <= (FEW_POINTS // 5 if small else FEW_POINTS)
     traces = _points(logs, placed, mask, x, y) if few else [_cells(logs, placed, mask, rule.log)]
     ends = (float(logs.min()), float(logs.max()))
     up = log_ticks(float(placed.min()), float(placed.max())) if rule.log else {}
     layout: dict[str, Any] = {"xaxis": axis(label(length), **log_ticks(*ends)),
-                              "yaxis": axis(label(score), **up), "height": 400}  # fmt: skip
+                              "yaxis": axis(label(score), **up), "height": 300 if small else 400}  # fmt: skip
     if cut is not None and score == run.by:
         layout.update(cut_line(float(rule.place(np.array([cut.value]))[0]), horizontal=True))
     shown = "Each point is a row." if few else "Darker cells hold more rows (lighter ones in dark mode)."
     words = f"{shown} A flat cloud means that length does not drive the score; a slope means that it does."
     alt = f"{shorten(score, 60)} against {shorten(length, 60)} on a logarithmic axis, {count(y.size)} rows."
-    return chart("against-length", traces, layout, alt=alt, caption=words)
+    return chart(key, traces, layout, alt=alt, caption=words)
 
 
 def _points(logs: Any, placed: Any, mask: Any, x: Any, y: Any) -> list[Any]:

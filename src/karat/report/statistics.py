@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from karat.length_correlation import correlation, matched_columns, with_design
 from karat.report.run import Run, finite
 
 Floats = NDArray[np.float64]
 MANY_GROUPS = 20
-STRONG = 0.6
-"""A correlation with length of this size is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -123,26 +122,13 @@ def cut(run: Run) -> Cut | None:
 
 def correlations(run: Run) -> list[dict[str, Any]]:
     """Spearman's and Pearson's correlation of every score with every length."""
+    matched = matched_columns(run.scorers)
     lines: list[dict[str, Any]] = []
     for score in (name for name in run.scores if name not in run.lengths):
         for length in run.lengths:
-            pair = pl.DataFrame({"a": finite(run.frame[score]), "b": finite(run.frame[length])}).drop_nulls()
-            rank, linear = _correlation(pair, "spearman"), _correlation(pair, "pearson")
-            strong = max(abs(rank or 0.0), abs(linear or 0.0)) > STRONG
-            lines.append(
-                {
-                    "score": score, "length": length, "rows": pair.height,
-                    "spearman": rank, "pearson": linear, "strong": strong,
-                }
-            )  # fmt: skip
+            found = correlation(finite(run.frame[score]), finite(run.frame[length]))
+            lines.append(with_design({"score": score, "length": length, **found}, matched))
     return lines
-
-
-def _correlation(pair: pl.DataFrame, method: Literal["spearman", "pearson"]) -> float | None:
-    if pair.height < 3 or pair["a"].n_unique() < 2 or pair["b"].n_unique() < 2:
-        return None
-    value = pair.select(pl.corr("a", "b", method=method)).item()
-    return None if value is None or value != value else float(value)
 
 
 def composition(run: Run) -> list[dict[str, Any]]:

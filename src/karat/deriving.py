@@ -1,0 +1,131 @@
+"""Derived columns: computed from a finished score table, and held to their contract."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from karat.errors import DataError, ScoreError, SelectionError, closest
+from karat.parts import DerivedScorer, Scorer
+from karat.score_contract import checked
+from karat.score_engine import blaming, check_reads, require_reference
+
+
+def derive(scorer: DerivedScorer, scores: Any, pool: Any, reference: Any = None) -> pl.DataFrame:
+    """A score table with the columns of a derived scorer added, in the order of `scores`.
+
+    scores: a table with `id` and the scorer's sources (polars, pandas, Arrow, datasets); pool, reference:
+    what they were computed from, as in `score`; the pool may be in another order and hold further rows.
+
+    Raises ScoreError for a missing or unsuitable column and where the scorer breaks its contract,
+    DataError for rows that are not in the pool.
+    """
+    if not isinstance(scorer, DerivedScorer):
+        raise ScoreError(f"expected a derived scorer, found {scorer!r}", hint="such as LengthControl(of=...)")
+    # Not at the top: karat.scoring imports this module.
+    from karat.scoring import view_of
+    from karat.selecting import as_polars, column_names, string_ids
+
+    names = column_names(scores)
+    if "id" not in names:
+        raise ScoreError("there is no column 'id' in the scores", hint="use what karat.score returns")
+    table = as_polars(scores, names)
+    try:
+        table = table.with_columns(string_ids(table["id"], "the scores"))
+    except SelectionError as error:
+        raise ScoreError(error.problem, where=error.where, hint=error.hint) from None
+    ids, rows = table.select("id"), view_of(pool)
+    view = ids.join(rows, on="id", how="left", maintain_order="left", coalesce=True)
+    lost = ids.join(rows, on="id", how="anti", maintain_order="left")
+    if lost.height:
+        raise DataError(
+            f"{lost.height} of {ids.height} scored rows are not in the pool, the first is {lost['id'][0]!r}",
+            hint="give the pool that was scored",
+        )
+    target = None if reference is None else view_of(reference)
+    found = derive_columns(scorer, table, view, target).drop("id")
+    if found[scorer.status_column()].null_count() == found.height:
+        found = found.drop(scorer.status_column())
+    return table.drop(scorer.status_column(), strict=False).with_columns(found)
+
+
+def derived_scorers(scorers: Iterable[Scorer]) -> list[DerivedScorer]:
+    """Those that are computed from the columns of others, in order."""
+    return [scorer for scorer in scorers if isinstance(scorer, DerivedScorer)]
+
+
+def source_problem(scorer: DerivedScorer, written: Mapping[str, pl.DataType]) -> tuple[str, str] | None:
+    """The source that cannot be read, and why, with the nearest name; None where all are there.
+
+    written: names and types of the columns of the scorers that it may read.
+    """
+    for name in scorer.sources():
+        if name not in written:
+            return name, f"no scorer before it writes the column {name!r}; {closest(name, written)}"
+        if not written[name].is_numeric():
+            return name, f"the column {name!r} is {written[name]}, not a number"
+    return None
+
+
+def derived_table(
+    scorers: Sequence[Scorer],
+    table: pl.DataFrame,
+    view: pl.DataFrame,
+    reference: pl.DataFrame | None,
+) -> pl.DataFrame:
+    """The score table with the columns of the derived scorers, all columns in the order of the scorers.
+
+    table: `id`, the columns of the other scorers, statuses that say anything, and any further columns,
+    which stay at the end; view: the row view of the same rows in the same order.
+    """
+    derived = derived_scorers(scorers)
+    if not derived:
+        return table
+    for scorer in derived:
+        found = derive_columns(scorer, table, view, reference)
+        table = table.with_columns(found.drop("id"))
+    measured = [column for scorer in scorers for column in scorer.columns()]
+    own = [scorer.status_column() for scorer in scorers]
+    statuses = [name for name in own if name in table.columns and table[name].null_count() < table.height]
+    rest = [name for name in table.columns if name not in ("id", *measured, *own)]
+    return table.select("id", *measured, *statuses, *rest)
+
+
+def derive_columns(
+    scorer: DerivedScorer, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None
+) -> pl.DataFrame:
+    """`id`, the columns of a derived scorer and its status, in the order of the table.
+
+    Raises ScoreError for a source that is missing, no number, NaN or infinite (naming the id), for a
+    missing reference, and for a scorer that breaks its contract.
+    """
+    require_reference(scorer, reference)
+    check_reads(scorer, view)
+    where = f"scorer {scorer.yaml_kind()}"
+    for name in scorer.sources():
+        if name not in table.columns:
+            known = [column for column in table.columns if column != "id"]
+            raise ScoreError(
+                f"there is no column {name!r} in the scores", where=where, hint=closest(name, known)
+            )
+        if table[name].dtype != pl.Null and not table[name].dtype.is_numeric():
+            raise ScoreError(f"the column {name!r} is {table[name].dtype}, not a number", where=where)
+        if table[name].dtype.is_float():
+            _refuse_non_finite(table, name, where)
+    shown = table.select("id", pl.col(list(dict.fromkeys(scorer.sources()))))
+    texts = view.select(list(dict.fromkeys(("id", *scorer.reads))))
+    with blaming(scorer, f"derived columns of {table.height} rows"):
+        columns = scorer.derive(shown, texts, reference if scorer.needs_reference else None)
+    return checked(scorer, table["id"], columns)
+
+
+def _refuse_non_finite(table: pl.DataFrame, name: str, where: str) -> None:
+    wrong = table.filter(~pl.col(name).is_finite())
+    if wrong.height:
+        raise ScoreError(
+            f"row {wrong['id'][0]!r}: {name} is {wrong[name][0]}; {wrong.height} such rows",
+            where=where,
+            hint="a missing score is written as null",
+        )

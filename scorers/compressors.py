@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from karat.scorers.deflate_lengths import DeflateLengths
 
 Compressor = Literal["gzip", "lz4"]
 
@@ -44,21 +50,95 @@ def sizer(compressor: Compressor, level: int) -> Callable[[bytes], int]:
 class PairSizes:
     """C(xy) for texts x against a fixed list of targets y; threads share one object.
 
-    Every number equals `sizer(compressor, level)` of the concatenation.
+    Every number equals `sizer(compressor, level)` of the concatenation. For gzip they come from zlib at
+    first, and from `karat.scorers.deflate_lengths` once that is ready (see `Kernel`).
     """
 
     def __init__(self, compressor: Compressor, level: int, targets: Sequence[bytes]) -> None:
         self.targets = tuple(targets)
         self._size = sizer(compressor, level)
+        self._level = level if compressor == "gzip" else None
+        self._lengths: DeflateLengths | None = None
 
     def own(self, text: bytes) -> int:
         """C(x)."""
-        return self._size(text)
+        return self._lengths.own(text) if self._lengths else self._size(text)
 
     def joint(self, text: bytes, which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
         """C(xy) for the targets at the places `which` (all if None), in that order."""
+        if self._level and not self._lengths:
+            self._lengths = KERNEL.lengths(self._level, self.targets)
+        if self._lengths:
+            return self._lengths.joint(text, which)
+        started = time.thread_time()
         targets = self.targets if which is None else [self.targets[j] for j in which]
-        return np.fromiter((self._size(text + target) for target in targets), np.int64, len(targets))
+        sizes = np.fromiter((self._size(text + target) for target in targets), np.int64, len(targets))
+        if self._level:
+            KERNEL.seconds += time.thread_time() - started
+        return sizes
+
+
+class Kernel:
+    """Decides, once for the process, when the kernel of `deflate_lengths` takes over from zlib.
+
+    It gives the same numbers for less than half the time, but has to be loaded (half a second) and, once on
+    a machine, compiled (five seconds or more). So zlib works until it has used as much time as that. One
+    thread then prepares the kernel while the others go on with zlib. If numba is missing, or the zlib at
+    work here is not the one that the kernel follows, zlib stays, and one warning says why.
+    """
+
+    def __init__(self, load_after: float = 0.5, compile_after: float = 5.0) -> None:
+        self.seconds = 0.0
+        """CPU time that zlib has taken so far. Threads may lose an addition: it need not be exact."""
+        self._load_after = load_after
+        self._compile_after = compile_after
+        self._next = load_after
+        self._checked: dict[int, bool] = {}
+        self._preparing = threading.Lock()
+
+    def lengths(self, level: int, targets: Sequence[bytes]) -> DeflateLengths | None:
+        """The kernel for these targets; None as long as zlib is to do the work."""
+        if self.seconds < self._next or self._checked.get(level) is False:
+            return None
+        if not self._preparing.acquire(blocking=False):
+            return None
+        try:
+            return self._prepare(level, targets)
+        finally:
+            self._preparing.release()
+
+    def _prepare(self, level: int, targets: Sequence[bytes]) -> DeflateLengths | None:
+        try:
+            from karat.scorers.deflate_lengths import DeflateLengths, compiled_before, distrust
+
+            quick = bool(self._checked) or compiled_before()
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            self._refuse(f"numba does not load ({type(error).__name__}: {error})")
+            return None
+        if not quick and self.seconds < self._compile_after:
+            self._next = self._compile_after
+            return None
+        if level not in self._checked:
+            reason = distrust(level)
+            if reason:
+                self._refuse(reason)
+                return None
+            self._checked[level] = True
+            self._next = 0.0  # from now on it is there for everyone
+        return DeflateLengths(level, targets)
+
+    def _refuse(self, reason: str) -> None:
+        self._checked = dict.fromkeys(LEVELS["gzip"], False)
+        warnings.warn(
+            f"gzip sizes are computed with zlib, at less than half the speed, as {reason}. "
+            "The numbers are the same.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+KERNEL = Kernel()
+"""The one of this process. In its place `Kernel(0, 0)` begins with the kernel; `Kernel(inf)` has none."""
 
 
 def library_version(compressor: Compressor) -> dict[str, str]:

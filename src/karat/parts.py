@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
@@ -60,9 +61,13 @@ class Part(BaseModel):
         """Facts outside settings and code that change the result: a library's version, a model's files."""
         return {}
 
+    neutral: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change where or how fast the result is computed, and not the result."""
+
     def digest(self) -> str:
         """Key of everything that determines the result: settings, code with what it calls, environment."""
-        facts = [self.model_dump(mode="json"), code_digest(type(self)), self.environment()]
+        settings = {k: v for k, v in self.model_dump(mode="json").items() if k not in self.neutral}
+        facts = [settings, code_digest(type(self)), self.environment()]
         canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
@@ -114,6 +119,17 @@ class Scorer(Part, ABC):
     @abstractmethod
     def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Score one chunk: `id`, the columns of `columns()`, and `<kind>.status` (null where all is well)."""
+
+    def shares(self) -> Hashable | None:
+        """Scorers with equal keys are scored together, in one pass over what they share (a model)."""
+        return None
+
+    @classmethod
+    def score_together(
+        cls, scorers: Sequence[Scorer], rows: pl.DataFrame, prepared: Sequence[Any]
+    ) -> list[pl.DataFrame]:
+        """What `score` of each would return; called on the class of the first, if they share a key."""
+        return [scorer.score(rows, ready) for scorer, ready in zip(scorers, prepared, strict=True)]
 
     @classmethod
     def status_column(cls) -> str:

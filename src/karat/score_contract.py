@@ -7,6 +7,9 @@ import polars as pl
 from karat.errors import ScoreError
 from karat.parts import DerivedScorer, Scorer
 
+WELL = ("ok", "truncated")
+"""Statuses of rows that have their values: scored, or scored on the part of the text that fits."""
+
 
 def empty_scores(scorer: Scorer) -> pl.DataFrame:
     """The score table of no rows: `id`, the columns and the status, with their types."""
@@ -52,7 +55,7 @@ def _check_values(scorer: Scorer, scores: pl.DataFrame) -> None:
         if dtype.is_float():
             finite = pl.col(name).is_finite()
             _refuse(scorer, scores, name, ~finite, "the value is NaN or infinite; no score is null")
-        null, unexplained = pl.col(name).is_null(), pl.col(status).is_null()
+        null, unexplained = pl.col(name).is_null(), pl.col(status).is_null() | pl.col(status).is_in(WELL)
         _refuse(scorer, scores, name, null & unexplained, f"null, and {status} does not say why")
         if not isinstance(scorer, DerivedScorer):
             told = f"has a value although {status} says it has none"

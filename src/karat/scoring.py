@@ -14,9 +14,11 @@ from karat.parts import DerivedScorer, Scorer
 from karat.score_engine import (
     OnChunk,
     chunks,
+    groups,
     prepare,
     require_reference,
     score_chunk,
+    score_group,
     score_prepared,
     score_view,
 )
@@ -58,21 +60,15 @@ def score(
     pool_view = view_of(pool)
     reference_view = None if reference is None else view_of(reference)
     measuring = [part for part in scorers if not isinstance(part, DerivedScorer)]
-    tables = []
+    tables: dict[int, pl.DataFrame] = {}
     with _reporter(progress, pool_view.height) as report:
-        for part in measuring:
-            on_chunk = report(part.kind) if report else None
-            tables.append(
-                score_view(
-                    part,
-                    pool_view,
-                    reference_view,
-                    workers=workers,
-                    chunk_rows=chunk_rows,
-                    on_chunk=on_chunk,
-                )
+        for group in groups(measuring):
+            on_chunk = report(" + ".join(part.kind for part in group)) if report else None
+            scored = score_group(
+                group, pool_view, reference_view, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk
             )
-    whole = _joined(pool_view, measuring, tables)
+            tables.update(zip(map(id, group), scored, strict=True))
+    whole = _joined(pool_view, measuring, [tables[id(part)] for part in measuring])
     return derived_table(scorers, whole, pool_view, reference_view)
 
 
@@ -102,16 +98,16 @@ def score_stream(
                 hint="use karat.score on the whole pool, or `karat run`",
             )
     reference_view = None if reference is None else view_of(reference)
-    prepared = [prepare(part, reference_view, None) for part in scorers]
+    prepared = {id(part): prepare(part, reference_view, None) for part in scorers}
 
     def tables() -> Iterator[pl.DataFrame]:
         for batch in batches:
             view = view_of(batch)
-            scored = [
-                score_prepared(part, view, ready, workers=workers)
-                for part, ready in zip(scorers, prepared, strict=True)
-            ]
-            yield _joined(view, scorers, scored, every_status=True)
+            found: dict[int, pl.DataFrame] = {}
+            for group in groups(scorers):
+                scored = score_prepared(group, view, [prepared[id(part)] for part in group], workers=workers)
+                found.update(zip(map(id, group), scored, strict=True))
+            yield _joined(view, scorers, [found[id(part)] for part in scorers], every_status=True)
 
     return tables()
 

@@ -15,6 +15,7 @@ from karat.inputs import Inputs, check_tokens
 from karat.parts import DerivedScorer, Scorer
 from karat.progress import current
 from karat.record import Record
+from karat.score_engine import groups
 from karat.store import Store
 
 
@@ -24,9 +25,9 @@ def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) ->
     measuring = [scorer for scorer in config.scorers if not isinstance(scorer, DerivedScorer)]
     works: dict[str, Pending] = {}
     try:
-        for scorer in sorted(measuring, key=lambda scorer: scorer.kind != "length"):
-            works[scorer.kind] = _score(scorer, inputs, store, record)
-            if scorer.kind == "length":
+        for group in groups(sorted(measuring, key=lambda scorer: scorer.kind != "length")):
+            works |= _score(group, inputs, store, record)
+            if group[0].kind == "length":
                 check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
     finally:
         shutil.rmtree(store.work(), ignore_errors=True)
@@ -47,17 +48,24 @@ def _derive(scorers: Sequence[Scorer], table: pl.DataFrame, inputs: Inputs, reco
     return table
 
 
-def _score(scorer: Scorer, inputs: Inputs, store: Store, record: Record) -> Pending:
-    stage = f"score {scorer.kind}"
+def _score(group: Sequence[Scorer], inputs: Inputs, store: Store, record: Record) -> dict[str, Pending]:
+    """What the store lacks of scorers that share a pass."""
+    stage = f"score {' + '.join(scorer.kind for scorer in group)}"
     with record.stage(stage) as timing:
-        work = pending(scorer, inputs.view, inputs.reference, store)
-        if work.damaged:
-            current().finish(stage, f"{work.damaged} damaged files removed, their rows are scored again")
-        timing.computed = work.missing.height > 0
-        timing.note = f"{work.missing.height:,} scored, {work.known:,} in the store"
+        works = [pending(scorer, inputs.view, inputs.reference, store) for scorer in group]
+        damaged = sum(work.damaged for work in works)
+        if damaged:
+            current().finish(stage, f"{damaged} damaged files removed, their rows are scored again")
+        missing = max(work.missing.height for work in works)
+        timing.computed = missing > 0
+        timing.note = f"{missing:,} scored, {min(work.known for work in works):,} in the store"
         if timing.computed:
-            fit = plan_fit(work, inputs.view, inputs.reference_file, store)
-            fitted = run_fit(fit, f"fit {scorer.kind}") if fit else None
-            run_chunks(cut(work, inputs.reference_file, store, fitted), stage)
+            fits = [plan_fit(work, inputs.view, inputs.reference_file, store) for work in works]
+            fitted = {
+                work.key: run_fit(fit, f"fit {work.scorer.kind}")
+                for work, fit in zip(works, fits, strict=True)
+                if fit is not None
+            }
+            run_chunks(cut(works, inputs.reference_file, store, fitted), stage)
         current().finish(stage, timing.note)
-    return work
+    return {work.scorer.kind: work for work in works}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -45,7 +44,7 @@ def run_chunks(chunks: Sequence[Chunk], stage: str) -> int:
     """Map the chunks over the flow's task runner, with progress in rows; returns the rows scored."""
     total = sum(chunk.count for chunk in chunks)
     current().start(stage, total, "rows")
-    futures = [score_chunk_task.submit(chunk, Path(chunk.result).stem[:8]) for chunk in chunks]
+    futures = [score_chunk_task.submit(chunk, chunk.name[:8]) for chunk in chunks]
     return _collect(futures, stage)
 
 

@@ -99,7 +99,7 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
 
 
 def _estimate(work: Pending, reference: pl.DataFrame | None) -> float:
-    sample = work.missing.sample(min(SAMPLE, work.missing.height), seed=0).drop(DIGEST)
+    sample = work.missing.sample(min(SAMPLE, work.missing.height), seed=0).drop(DIGEST, "place")
     target = reference.drop(DIGEST) if reference is not None else None
     began = time.perf_counter()
     fitted = fit_pool(work.scorer, sample, target, Fitting()) if work.scorer.needs_pool() else None

@@ -40,7 +40,17 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"aggregate": "mean", "embedder": "tfidf"},
         {"embedder": "tfidf"},
     ],
-    "zip_fit": [{}, {"level": 9}, {"compressor": "lz4"}, {"compressor": "lz4", "level": 4}],
+    "zip_fit": [
+        {},
+        {"level": 9},
+        {"compressor": "lz4"},
+        {"compressor": "lz4", "level": 4},
+        {"race": 3},
+        {"race": "40%", "compressor": "lz4", "seed": 1},
+        {"aggregate": "concatenated"},
+        {"aggregate": "contrast"},
+        {"aggregate": "contrast", "compressor": "lz4"},
+    ],
 }
 CHANGES: dict[str, dict[str, Any]] = {
     "cross_entropy_difference": {
@@ -52,6 +62,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "dsir": {"ngrams": 1, "buckets": 1_000, "smoothing": 1e-8, "tokens": "characters"},
     "length": {"tokenizer": "bytes"},
+    "zip_fit": {
+        "level": 7,
+        "compressor": "lz4",
+        "aggregate": "contrast",
+        "race": 5,
+        "exact": {"race": "10%", "exact": False},
+        "confidence": 0.9,
+        "seed": 1,
+    },
     "length_control": {
         "of": ["length.tokens", "length.characters"],
         "method": "match",
@@ -60,7 +79,6 @@ CHANGES: dict[str, dict[str, Any]] = {
         "largest": False,
     },
     "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
-    "zip_fit": {"level": 7, "compressor": "lz4"},
 }
 SCORERS: list[Scorer] = [
     load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries
@@ -83,6 +101,12 @@ TEXTS: list[str | None] = [
     "plain words " * 40,
 ]
 REFERENCE: list[str | None] = ["def sub(a, b):\n    return a - b", "words " * 9, "", "🙂"]
+
+
+@pytest.fixture(autouse=True)
+def race_in_small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("karat.scorers.race.FEWEST", 3)
+    monkeypatch.setattr("karat.scorers.race_zip_fit.FEWEST_PAIRS", 0)
 
 
 def view(texts: list[str | None], ids: list[str] | None = None) -> pl.DataFrame:
@@ -200,7 +224,9 @@ def test_it_is_described(scorer: Scorer) -> None:
 def test_every_setting_changes_the_digest() -> None:
     for kind, changes in CHANGES.items():
         for name, value in changes.items():
-            changed = load({"kind": kind, **SAMPLES[kind][0], name: value}, Scorer)
+            # A dict holds settings that only go together.
+            given = value if isinstance(value, dict) else {name: value}
+            changed = load({"kind": kind, **SAMPLES[kind][0], **given}, Scorer)
             assert changed.digest() != default(kind).digest(), (kind, name)
     digests = [scorer.digest() for scorer in SCORERS]
     assert len(set(digests)) == len(digests)

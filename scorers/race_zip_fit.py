@@ -1,0 +1,208 @@
+"""The race over a pool of texts: draws compress a text with some targets, features count shared grams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from karat.fitting import Arrays, Fitting
+from karat.scorers.gram_overlap import GramOverlap
+from karat.scorers.race import Orders, Raced, race
+from karat.scorers.race_features import FEATURES, features, mean_features
+from karat.scorers.race_fit import Floats, Rows
+from karat.scorers.race_outcome import outcome
+from karat.scorers.zip_fit_targets import Sizes, Targets, alignments
+
+FEWEST_PAIRS = 50_000
+"""In a smaller pool all pairs are compressed: that takes a second, and racing would not pay."""
+BLOCK_ROWS = 256
+BLOCK_BYTES = 4 << 20
+STRIPE_PAIRS = 200_000
+"""So many pairs, some seconds of work, are kept as one step."""
+MEASURE_ROWS, MEASURE_COST = 2_048, 5
+"""Rows that are measured together, and what measuring one costs, in pairs."""
+KEEP_PAIRS = 20_000
+"""Less work than this is done again rather than kept."""
+
+
+class TextField:
+    """Texts against targets as a field to race (karat.scorers.race.Field); row i is `texts[i]`."""
+
+    def __init__(self, texts: pl.Series, targets: Targets, fitting: Fitting, seed: int) -> None:
+        self.texts, self.targets, self.fitting = texts, targets, fitting
+        self.values = targets.place.size
+        self.lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
+        self.columns = Orders(len(texts), self.values, seed).columns
+        self._repeats = len(targets.pairs.targets) < self.values
+        self._done, self._total = 0, len(texts) * self.values
+        self._threads: ThreadPoolExecutor | None = None
+        self.own = np.zeros(len(texts), np.int64)
+        self.letters = np.zeros(len(texts), np.int64)
+        self.means: Floats = np.zeros((len(texts), FEATURES))
+        self._open: Rows = np.zeros(0, np.intp)
+        self._counts = np.zeros((0, 0, 3), np.int32)
+        distinct = targets.pairs.targets
+        self.target_letters = np.array([len(set(text)) for text in distinct], np.int64)[targets.place]
+        sizes = np.zeros(len(distinct), np.int64)
+        sizes[targets.place] = targets.sizes
+        shares = np.bincount(targets.place, minlength=len(distinct)) / self.values
+        self.overlap = GramOverlap(distinct, sizes, shares)
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Work on as many threads as the fit may use."""
+        if self.fitting.workers == 1:
+            yield
+            return
+        self._threads = ThreadPoolExecutor(self.fitting.workers, thread_name_prefix="karat-race")
+        try:
+            yield
+        finally:
+            self._threads.shutdown(wait=True, cancel_futures=True)
+            self._threads = None
+
+    def _each(self, work: Callable[[Any], Any], parts: Iterable[Any]) -> Iterable[Any]:
+        return map(work, parts) if self._threads is None else self._threads.map(work, parts)
+
+    def measure(self) -> None:
+        """Sizes of the rows alone, and the mean of each row's features over all targets."""
+        every = np.arange(len(self.texts))
+        self._total += every.size * MEASURE_COST
+        found = self._stripes("measure", every, MEASURE_COST, self._measured, most=MEASURE_ROWS)
+        self.own, self.letters = found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
+        self.means = found[:, 2:]
+
+    def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
+        """Alignments with the targets at places start to stop of each row's order."""
+
+        def work(part: Rows, _: Floats) -> Floats:
+            texts, columns = self._bytes(part), self.columns(part, start, stop)
+            joint = np.stack([self._joint(text, which) for text, which in zip(texts, columns, strict=True)])
+            aligned = alignments(self.own[part][:, None], joint, self.targets.sizes[columns])
+            counts = self.overlap.counts(texts, self.targets.place[columns])
+            return np.concatenate([aligned[:, :, None], counts], axis=2).reshape(part.size, -1)
+
+        found = self._stripes(step, rows, stop - start, work).reshape(rows.size, stop - start, -1)
+        before = self._counts[np.searchsorted(self._open, rows)] if start else self._counts[:0]
+        new = found[:, :, 1:].astype(np.int32)
+        self._open, self._counts = rows, np.concatenate([before, new], axis=1) if start else new
+        return np.ascontiguousarray(found[:, :, 0])
+
+    def finish(self, step: str, rows: Rows, drawn: Floats) -> Floats:
+        """Exact scores: the mean, as numpy sums it, over all targets in the order of the reference."""
+        known = drawn.shape[1]
+
+        def work(part: Rows, before: Floats) -> Floats:
+            texts, columns = self._bytes(part), self.columns(part, 0, self.values)
+            rest = columns[:, known:]
+            joint = np.stack([self._joint(text, which) for text, which in zip(texts, rest, strict=True)])
+            every = np.empty((part.size, self.values))
+            every[np.arange(part.size)[:, None], columns] = np.concatenate(
+                [before, alignments(self.own[part][:, None], joint, self.targets.sizes[rest])], axis=1
+            )
+            return np.array([[np.mean(row)] for row in every])
+
+        return self._stripes(step, rows, self.values - known, work, drawn)[:, 0]
+
+    def skip(self, values: int) -> None:
+        """So many pairs need not be compressed."""
+        self._report(values)
+
+    def features(self, rows: Rows, stop: int) -> tuple[Floats, Rows]:
+        """Features of the first `stop` pairs of rows that drew last, and their places in the reference."""
+        columns = self.columns(rows, 0, stop)
+        counts = self._counts[np.searchsorted(self._open, rows)]
+        sizes, letters = self.targets.sizes[columns], self.target_letters[columns]
+        return features(counts, self.own[rows], self.letters[rows], sizes, letters), columns
+
+    def _measured(self, part: Rows, _: Floats) -> Floats:
+        texts = self._bytes(part)
+        own = np.array([self.targets.pairs.own(text) for text in texts], np.int64)
+        letters = np.array([len(set(text)) for text in texts], np.int64)
+        shared = self.overlap.means(texts, own)
+        means = mean_features(shared, own, letters, self.targets.sizes, self.target_letters)
+        return np.concatenate([own[:, None], letters[:, None], means], axis=1)
+
+    def _joint(self, text: bytes, columns: Rows) -> Sizes:
+        which = self.targets.place[columns]
+        if not self._repeats:
+            return self.targets.pairs.joint(text, which)
+        distinct, back = np.unique(which, return_inverse=True)
+        return self.targets.pairs.joint(text, distinct)[back]
+
+    def _bytes(self, rows: Rows) -> list[bytes]:
+        return [text.encode() for text in self.texts.gather(rows)]
+
+    def _blocks(
+        self, rows: Rows, beside: NDArray[Any], most: int = BLOCK_ROWS
+    ) -> Iterator[tuple[Rows, NDArray[Any]]]:
+        ends = np.cumsum(self.lengths[rows])
+        start = 0
+        while start < rows.size:
+            limit = (ends[start - 1] if start else 0) + BLOCK_BYTES
+            stop = max(start + 1, min(start + most, int(np.searchsorted(ends, limit, "right"))))
+            yield rows[start:stop], beside[start:stop]
+            start = stop
+
+    def _stripes(
+        self,
+        step: str,
+        rows: Rows,
+        pairs: int,
+        work: Callable[[Rows, Floats], Floats],
+        beside: Floats | None = None,
+        most: int = BLOCK_ROWS,
+    ) -> Floats:
+        """The work on all rows, block by block; stripes of blocks are kept, so that a killed fit goes on."""
+        beside = np.zeros((rows.size, 0)) if beside is None else beside
+        size = max(1, STRIPE_PAIRS // max(1, pairs))
+        found = []
+        for start in range(0, rows.size, size):
+            part, next_to = rows[start : start + size], beside[start : start + size]
+            name = f"{step}-{start // size}"
+            heavy = part.size * pairs >= KEEP_PAIRS
+            kept = self.fitting.kept(name) if heavy else None
+            if kept is None:
+                blocks = []
+                for block in self._each(lambda block: work(*block), self._blocks(part, next_to, most)):
+                    blocks.append(block)
+                    self._report(block.shape[0] * pairs)
+                kept = {"values": np.concatenate(blocks)}
+                if heavy:
+                    self.fitting.keep(name, kept)
+            else:
+                self._report(part.size * pairs)
+            found.append(kept["values"])
+        return np.concatenate(found) if found else np.zeros((0, max(1, pairs)))
+
+    def _report(self, pairs: int) -> None:
+        # Rows that were rejected and had to be taken back are drawn for a second time.
+        self._done = min(self._total, self._done + pairs)
+        self.fitting.report(self._done, self._total)
+
+
+def raced(
+    pool: pl.DataFrame, targets: Targets, fitting: Fitting, k: int, confidence: float, seed: int
+) -> Arrays:
+    """Race the texts of a pool for its k best rows; the outcome by digest of the text."""
+    pool = pool.filter(pl.col("text").is_not_null())
+    texts, copies = pool["text"], pool["copies"].to_numpy().astype(np.int64)
+    if not len(texts):
+        return outcome(texts, Raced(np.zeros(0), np.zeros(0), np.zeros(0, np.bool_)))
+    field = TextField(texts, targets, fitting, seed)
+    # Own sizes come from the fast kernel as well, once a first pair has made it ready.
+    targets.pairs.joint(b"", np.zeros(1, np.intp))
+    with field.threads():
+        if len(texts) * field.values < FEWEST_PAIRS or k >= copies.sum():
+            every = np.arange(len(texts))
+            field.own = np.array([targets.pairs.own(text.encode()) for text in texts], np.int64)
+            scores = field.finish("all", every, np.zeros((every.size, 0)))
+            return outcome(texts, Raced(scores, np.zeros(every.size), np.ones(every.size, np.bool_)))
+        field.measure()
+        return outcome(texts, race(field, copies, k, confidence))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -62,17 +63,36 @@ class PairSizes:
 
     def own(self, text: bytes) -> int:
         """C(x)."""
-        return self._lengths.own(text) if self._lengths else self._size(text)
+        return int(self.own_rows([text])[0])
+
+    def own_rows(self, texts: Sequence[bytes]) -> NDArray[np.int64]:
+        """[n] C(x) of each text."""
+        kernel = self._kernel()
+        return kernel.own_rows(texts) if kernel else self._sizes(texts, len(texts))
 
     def joint(self, text: bytes, which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
         """C(xy) for the targets at the places `which` (all if None), in that order."""
+        sizes: NDArray[np.int64] = self.joint_rows([text], None if which is None else which[None])[0]
+        return sizes
+
+    def joint_rows(self, texts: Sequence[bytes], which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
+        """[n, b] C(xy) of each text x with the targets at the places in its row of `which`, or with all."""
+        kernel = self._kernel()
+        if kernel:
+            return kernel.joint_rows(texts, which)
+        width = len(self.targets) if which is None else which.shape[1]
+        rows = itertools.repeat(range(width)) if which is None else which
+        pairs = (text + self.targets[j] for text, row in zip(texts, rows, strict=False) for j in row)
+        return self._sizes(pairs, len(texts) * width).reshape(len(texts), width)
+
+    def _kernel(self) -> DeflateLengths | None:
         if self._level and not self._lengths:
             self._lengths = KERNEL.lengths(self._level, self.targets)
-        if self._lengths:
-            return self._lengths.joint(text, which)
+        return self._lengths
+
+    def _sizes(self, texts: Iterable[bytes], count: int) -> NDArray[np.int64]:
         started = time.thread_time()
-        targets = self.targets if which is None else [self.targets[j] for j in which]
-        sizes = np.fromiter((self._size(text + target) for target in targets), np.int64, len(targets))
+        sizes = np.fromiter(map(self._size, texts), np.int64, count)
         if self._level:
             KERNEL.seconds += time.thread_time() - started
         return sizes

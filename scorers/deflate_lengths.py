@@ -554,7 +554,7 @@ def _block_bytes(size: Number, counts: _Counts, lengths: Ints, tree: _Tree) -> N
     return size + 5 if size + 4 <= best else best
 
 
-@_kept
+@_compiled
 def _joint(
     text: Bytes,
     targets: Bytes,
@@ -616,6 +616,25 @@ def _joint(
         sizes[i] = _block_bytes(end, counts, lengths, tree)
 
 
+@_kept
+def _joint_rows(
+    texts: Bytes,
+    ends: Longs,
+    targets: Bytes,
+    starts: Longs,
+    tables: Longs,
+    which: NDArray[np.intp],
+    effort: _Effort,
+    lazy: Number,
+    sizes: NDArray[np.int64],
+) -> None:
+    """The same for many texts, joined, each with its row of `which`: one call without the interpreter."""
+    for row in range(which.shape[0]):
+        first, last = ends[row], ends[row + 1]
+        if first < last and last - first <= LONGEST_INPUT:
+            _joint(texts[first:last], targets, starts, tables, which[row], effort, lazy, sizes[row])
+
+
 class DeflateLengths:
     """`len(gzip.compress(text + target, level))` for a fixed list of targets; threads share one object.
 
@@ -634,7 +653,6 @@ class DeflateLengths:
             taken &= np.cumsum(np.where(taken, sizes, 0)) <= TABLE_BYTES
         self._left = None if taken.all() else ~taken
         self._places = np.arange(len(self.targets))
-        self._empty = np.array([len(self.targets)])
         held = [target for target, take in zip(self.targets, taken, strict=True) if take]
         self._bytes = np.frombuffer(b"".join(held) + bytes(_SPARE), np.uint8)
         # One empty target more, at the end, for the size of a text alone.
@@ -645,30 +663,47 @@ class DeflateLengths:
 
     def own(self, text: bytes) -> int:
         """C(text)."""
-        size = int(self._run(text, self._empty)[0])
-        return (size if size >= 0 else self._zlib(text)) + CONTAINER
+        return int(self.own_rows([text])[0])
+
+    def own_rows(self, texts: Sequence[bytes]) -> NDArray[np.int64]:
+        """[n] C(text)."""
+        sizes = self._run(texts, np.full((len(texts), 1), len(self.targets)))[:, 0]
+        for row in np.flatnonzero(sizes < 0):
+            sizes[row] = self._zlib(texts[int(row)])
+        return sizes + CONTAINER
 
     def joint(self, text: bytes, which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
         """C(text + target) for the targets at the places `which` (all if None), in that order."""
-        places = self._places if which is None else self._places[which]
-        sizes = self.covered(text, places)
-        for i in np.flatnonzero(sizes < 0):
-            sizes[i] = self._zlib(text + self.targets[places[i]])
+        sizes: NDArray[np.int64] = self.joint_rows([text], None if which is None else which[None])[0]
+        return sizes
+
+    def joint_rows(self, texts: Sequence[bytes], which: NDArray[np.intp] | None = None) -> NDArray[np.int64]:
+        """[n, b] C(text + target) for each text with the targets at its row of `which` [n, b], or with all.
+
+        One call for many texts: threads that return to the interpreter after every text hold each other up.
+        """
+        places = np.broadcast_to(self._places, (len(texts), len(self.targets)))
+        places = places if which is None else self._places[which]
+        sizes = self._run(texts, places)
+        if self._left is not None:
+            sizes[self._left[places]] = -1
+        for row, i in zip(*np.nonzero(sizes < 0), strict=True):
+            sizes[row, i] = self._zlib(texts[row] + self.targets[places[row, i]])
         return sizes + CONTAINER
 
     def covered(self, text: bytes, places: NDArray[np.intp]) -> NDArray[np.int64]:
         """Bytes of raw deflate as the kernel finds them; -1 for the pairs that it leaves to zlib."""
-        sizes = self._run(text, places)
+        sizes: NDArray[np.int64] = self._run([text], places[None])[0]
         if self._left is not None:
             sizes[self._left[places]] = -1
         return sizes
 
-    def _run(self, text: bytes, places: NDArray[np.intp]) -> NDArray[np.int64]:
-        sizes = np.empty(places.size, np.int64)
-        sizes.fill(-1)
-        if 0 < len(text) <= LONGEST_INPUT and places.size:
-            data = np.frombuffer(text, np.uint8)
-            _joint(data, self._bytes, self._starts, self._tables, places, self._effort, self._lazy, sizes)
+    def _run(self, texts: Sequence[bytes], places: NDArray[np.intp]) -> NDArray[np.int64]:
+        sizes = np.full(places.shape, -1, np.int64)
+        if sizes.size:
+            ends = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+            given = (np.frombuffer(b"".join(texts), np.uint8), ends, self._bytes, self._starts, self._tables)
+            _joint_rows(*given, np.ascontiguousarray(places), self._effort, self._lazy, sizes)
         return sizes
 
     def _zlib(self, data: bytes) -> int:
@@ -677,8 +712,8 @@ class DeflateLengths:
 
 def compiled_before() -> bool:
     """Whether the machine code seems to be on disk, so that the first call is quick."""
-    code = _joint.py_func.__code__
-    folder = _joint.stats.cache_path
+    code = _joint_rows.py_func.__code__
+    folder = _joint_rows.stats.cache_path
     source = Path(code.co_filename)
     if not folder or not source.exists():
         return False

@@ -83,7 +83,7 @@ class TextField:
 
         def work(part: Rows, _: Floats) -> Floats:
             texts, columns = self._bytes(part), self.columns(part, start, stop)
-            joint = np.stack([self._joint(text, which) for text, which in zip(texts, columns, strict=True)])
+            joint = self._joint(texts, columns)
             aligned = alignments(self.own[part][:, None], joint, self.targets.sizes[columns])
             counts = self.overlap.counts(texts, self.targets.place[columns])
             return np.concatenate([aligned[:, :, None], counts], axis=2).reshape(part.size, -1)
@@ -101,7 +101,7 @@ class TextField:
         def work(part: Rows, before: Floats) -> Floats:
             texts, columns = self._bytes(part), self.columns(part, 0, self.values)
             rest = columns[:, known:]
-            joint = np.stack([self._joint(text, which) for text, which in zip(texts, rest, strict=True)])
+            joint = self._joint(texts, rest)
             every = np.empty((part.size, self.values))
             every[np.arange(part.size)[:, None], columns] = np.concatenate(
                 [before, alignments(self.own[part][:, None], joint, self.targets.sizes[rest])], axis=1
@@ -123,18 +123,21 @@ class TextField:
 
     def _measured(self, part: Rows, _: Floats) -> Floats:
         texts = self._bytes(part)
-        own = np.array([self.targets.pairs.own(text) for text in texts], np.int64)
+        own = self.targets.pairs.own_rows(texts)
         letters = np.array([len(set(text)) for text in texts], np.int64)
         shared = self.overlap.means(texts, own)
         means = mean_features(shared, own, letters, self.targets.sizes, self.target_letters)
         return np.concatenate([own[:, None], letters[:, None], means], axis=1)
 
-    def _joint(self, text: bytes, columns: Rows) -> Sizes:
+    def _joint(self, texts: list[bytes], columns: Rows) -> Sizes:
         which = self.targets.place[columns]
         if not self._repeats:
-            return self.targets.pairs.joint(text, which)
-        distinct, back = np.unique(which, return_inverse=True)
-        return self.targets.pairs.joint(text, distinct)[back]
+            return self.targets.pairs.joint_rows(texts, which)
+        found = np.empty(which.shape, np.int64)
+        for row, (text, places) in enumerate(zip(texts, which, strict=True)):
+            distinct, back = np.unique(places, return_inverse=True)
+            found[row] = self.targets.pairs.joint(text, distinct)[back]
+        return found
 
     def _bytes(self, rows: Rows) -> list[bytes]:
         return [text.encode() for text in self.texts.gather(rows)]
@@ -196,12 +199,10 @@ def raced(
     if not len(texts):
         return outcome(texts, Raced(np.zeros(0), np.zeros(0), np.zeros(0, np.bool_)))
     field = TextField(texts, targets, fitting, seed)
-    # Own sizes come from the fast kernel as well, once a first pair has made it ready.
-    targets.pairs.joint(b"", np.zeros(1, np.intp))
     with field.threads():
         if len(texts) * field.values < FEWEST_PAIRS or k >= copies.sum():
             every = np.arange(len(texts))
-            field.own = np.array([targets.pairs.own(text.encode()) for text in texts], np.int64)
+            field.own = targets.pairs.own_rows([text.encode() for text in texts])
             scores = field.finish("all", every, np.zeros((every.size, 0)))
             return outcome(texts, Raced(scores, np.zeros(every.size), np.ones(every.size, np.bool_)))
         field.measure()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import numpy as np
 import polars as pl
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -16,7 +15,7 @@ from karat.scorers.compressors import DEFAULT_LEVEL, LEVELS, Compressor, library
 from karat.scorers.race_budget import places, racing
 from karat.scorers.target_texts import target_texts
 from karat.scorers.zip_fit_aggregate import pool_arrays, prepare_dictionary
-from karat.scorers.zip_fit_targets import Targets, alignments
+from karat.scorers.zip_fit_targets import Targets, mean_alignments
 
 Aggregate = Literal["mean", "concatenated", "contrast"]
 # After a dictionary the longer search of level 6 finds more than level 1, for little time.
@@ -211,20 +210,8 @@ class ZipFit(Scorer):
     def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Alignment of each row of the chunk with all targets; in a race, what it found."""
         if isinstance(prepared, Targets):
-            found = pl.DataFrame({"alignment": _alignments(rows["text"], prepared)})
+            found = pl.DataFrame({"alignment": mean_alignments(rows["text"], prepared)})
         else:
             found = prepared.rows(rows["text"])
         status = pl.when(rows["text"].is_null()).then(pl.lit("no text", pl.String))
         return found.select(rows["id"], pl.all().name.prefix("zip_fit."), status.alias("zip_fit.status"))
-
-
-def _alignments(texts: pl.Series, targets: Targets) -> pl.Series:
-    found = [None if text is None else _alignment(text.encode(), targets) for text in texts]
-    return pl.Series(found, dtype=pl.Float64)
-
-
-def _alignment(text: bytes, targets: Targets) -> float:
-    own, joint = targets.pairs.own(text), targets.pairs.joint(text)
-    # The mean is numpy's own, over the whole row in the order of the reference: its pairwise summation
-    # is part of the definition to the last bit.
-    return float(np.mean(alignments(own, joint[targets.place], targets.sizes)))

@@ -380,7 +380,7 @@ def test_a_kernel_that_cannot_run_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
     def broken(*_: object) -> None:
         raise NumbaError("no machine code for this processor")
 
-    monkeypatch.setattr(deflate_lengths, "_joint", broken)
+    monkeypatch.setattr(deflate_lengths, "_joint_rows", broken)
     monkeypatch.setattr(deflate_lengths, "compiled_before", lambda: True)
     pairs = pairs_with(monkeypatch, Kernel(0.0, 0.0))
     with pytest.warns(RuntimeWarning, match="no machine code for this processor"):
@@ -440,7 +440,7 @@ def test_it_knows_when_it_was_compiled_before(tmp_path: Path, monkeypatch: pytes
     DeflateLengths(1, [b"x"]).joint(b"compiled now, if never before")
     assert compiled_before()
     joint = types.SimpleNamespace(
-        py_func=deflate_lengths._joint.py_func, stats=types.SimpleNamespace(cache_path=str(tmp_path))
+        py_func=deflate_lengths._joint_rows.py_func, stats=types.SimpleNamespace(cache_path=str(tmp_path))
     )
-    monkeypatch.setattr(deflate_lengths, "_joint", joint)
+    monkeypatch.setattr(deflate_lengths, "_joint_rows", joint)
     assert not compiled_before()

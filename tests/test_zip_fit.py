@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from karat.errors import ScoreError
 from karat.score_engine import score_view
 from karat.scorers import compressors
-from karat.scorers.zip_fit import ZipFit, _alignment
+from karat.scorers.zip_fit import ZipFit
+from karat.scorers.zip_fit_targets import scores
 
 Size = Callable[[bytes], int]
 
@@ -114,7 +115,7 @@ def test_by_hand_from_invented_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Order is text then target, and the smaller own size is subtracted: (1-(9-6)/8 + 1-(16-8)/10)/2."""
     sizes = {b"x": 8, b"y": 6, b"z": 10, b"xy": 9, b"xz": 16, b"yx": 99, b"zx": 99}
     monkeypatch.setattr(compressors, "sizer", lambda compressor, level: sizes.__getitem__)
-    assert _alignment(b"x", ZipFit(compressor="lz4").prepare(frame(["y", "z"], "t"))) == (5 / 8 + 2 / 10) / 2
+    assert scores([b"x"], ZipFit(compressor="lz4").prepare(frame(["y", "z"], "t"))) == [(5 / 8 + 2 / 10) / 2]
 
 
 def test_like_texts_score_above_unlike_ones() -> None:

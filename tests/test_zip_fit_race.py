@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sysconfig
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -130,13 +131,13 @@ def test_the_best_rows_with_lz4(level: int) -> None:
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     pairs = [0]
-    joint = PairSizes.joint
+    joint_rows = PairSizes.joint_rows
 
-    def counting(self: PairSizes, text: bytes, which: Any = None) -> Any:
-        pairs[0] += len(self.targets) if which is None else len(which)
-        return joint(self, text, which)
+    def counting(self: PairSizes, texts: Sequence[bytes], which: Any = None) -> Any:
+        pairs[0] += len(texts) * len(self.targets) if which is None else which.size
+        return joint_rows(self, texts, which)
 
-    monkeypatch.setattr(PairSizes, "joint", counting)
+    monkeypatch.setattr(PairSizes, "joint_rows", counting)
     return pairs
 
 

@@ -108,7 +108,7 @@ def vectors(scores: pl.DataFrame, name: str) -> tuple[NDArray[np.float32], pl.Se
     """
     values = column(scores, name)
     there = values.is_not_null()
-    if not isinstance(values.dtype, pl.List | pl.Array) or not values.dtype.inner.is_numeric():  # type: ignore[union-attr]
+    if not isinstance(values.dtype, pl.List | pl.Array) or not values.dtype.inner.is_numeric():
         raise SelectionError(
             f"the column {name!r} is {values.dtype}, not vectors", hint="score with `embedding` first"
         )
@@ -116,7 +116,7 @@ def vectors(scores: pl.DataFrame, name: str) -> tuple[NDArray[np.float32], pl.Se
     as_list = known.cast(pl.List(pl.Float32)) if isinstance(values.dtype, pl.Array) else known
     lengths = as_list.list.len()
     if lengths.n_unique() > 1:
-        odd = int((lengths != lengths[0]).arg_max())  # type: ignore[arg-type]
+        odd = int((lengths != lengths[0]).arg_max() or 0)
         raise SelectionError(
             f"row {scores['id'].filter(there)[odd]!r}: {name} has {lengths[odd]} numbers, others {lengths[0]}"
         )

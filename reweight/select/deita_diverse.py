@@ -67,6 +67,6 @@ class DeitaDiverse(Budgeted):
             reasons[place] = (
                 f"dropped: too similar to {ids[like]!r} (cosine {cosine(found[place], found[like]):.3f})"
             )
-        for place in range(done.examined, len(rows)):
-            reasons[place] = "dropped: below the cut, the budget was full"
+        for after in range(done.examined, len(rows)):
+            reasons[after] = "dropped: below the cut, the budget was full"
         return pl.Series(reasons, dtype=pl.String)

@@ -117,4 +117,5 @@ def cosine(a: Vectors, b: Vectors) -> float:
 
 def _unit(rows: Vectors) -> Vectors:
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0, casting="same_kind")
+    unit: Vectors = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0, casting="same_kind")
+    return unit

@@ -74,8 +74,8 @@ def _table(
     values: dict[str, list[Any]] = {name: [] for name in asker.columns()}
     statuses = []
     for r, asking in enumerate(asked):
-        found, status = _row(asker, asking, [answers.get((a, r, q)) for q in range(_count(asking))])
-        statuses.append(status)
+        found, told = _row(asker, asking, [answers.get((a, r, q)) for q in range(_count(asking))])
+        statuses.append(told)
         for name in values:
             values[name].append(found.get(name))
     columns = {name: pl.Series(values[name], dtype=dtype) for name, dtype in asker.columns().items()}

@@ -49,5 +49,5 @@ def _commit(name: str, revision: str | None) -> str:
     raise ScoreError(
         f"{name!r} is no folder here, and not to be had from the Hub: {problem[:300]}",
         where="model",
-        hint="give a folder with config.json and *.safetensors, or the id of a repository that can be reached",
+        hint="give a folder with config.json and *.safetensors, or the id of a repository",
     )

@@ -1,4 +1,4 @@
-"""From last hidden states to logits: only where they are needed, in chunks over the vocabulary, in float32."""
+"""From last hidden states to logits: where they are needed, in chunks over the vocabulary, in float32."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _replica(scorer: ModelScorer, device: torch.device, kind: str) -> Asked:
 def _from_files(scorer: ModelScorer, device: torch.device, kind: str) -> tuple[Any, Any]:
     import transformers
 
-    name = scorer.model
+    name = str(scorer.model)
     factory = {
         "causal": transformers.AutoModelForCausalLM,
         "base": transformers.AutoModel,
@@ -147,7 +147,7 @@ def _quantised(scorer: ModelScorer, device: torch.device) -> dict[str, Any]:
         )
     eight = scorer.quantization == "8bit"
     return {
-        "quantization_config": BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight),
+        "quantization_config": BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight),  # type: ignore[no-untyped-call]
         "device_map": {"": device},
     }
 

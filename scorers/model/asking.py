@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from karat.scorers.model.runner import Request, Runner
 from karat.scorers.model.states import States
+from karat.scorers.model.tokens import Sequence as Sequence_
+
+if TYPE_CHECKING:
+    from karat.scorers.model.decoder_scorer import DecoderScorer as Asker
 
 OK, TRUNCATED = "ok", "truncated"
 NO_MEMORY = "failed: out of memory even alone"
@@ -21,24 +25,6 @@ class Asking:
 
     requests: tuple[Request, ...]
     truncated: bool = False
-
-
-class Asker(Protocol):
-    """A scorer as a pass sees it."""
-
-    kind: str
-
-    def columns(self) -> dict[str, pl.DataType]:
-        """Names and types of its columns."""
-
-    def ask(self, row: Mapping[str, str | None], tokenizer: Any) -> Asking | str:
-        """What a row asks, or why it cannot be scored."""
-
-    def reduce(self, states: States) -> Any:
-        """The few numbers that are wanted of one request; the states are gone afterwards."""
-
-    def conclude(self, reduced: Sequence[Any]) -> dict[str, Any] | str:
-        """The row's values from those of its requests, or why there are none."""
 
 
 def score_in_one_pass(
@@ -96,3 +82,10 @@ def _row(asker: Asker, asking: Asking | str, reduced: list[Any]) -> tuple[dict[s
 
 def _count(asking: Asking | str) -> int:
     return len(asking.requests) if isinstance(asking, Asking) else 0
+
+
+def asking(sequence: Sequence_ | str) -> Asking | str:
+    """One sequence as a question; a reason stays a reason."""
+    if isinstance(sequence, str):
+        return sequence
+    return Asking((Request(sequence.ids, sequence.predicting),), sequence.truncated)

@@ -15,7 +15,7 @@ CHUNK_BYTES = 64 << 20
 """Most float32 logits that one chunk may hold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Head:
     """The output layer z = cap · tanh(scale · (W h + b) / cap), with W [V, d], b [V] or none.
 

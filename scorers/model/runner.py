@@ -31,15 +31,16 @@ class Runner:
     """Runs requests through a decoder in batches of bounded size.
 
     Equal sequences run once, whoever asks. Batches hold sequences of like length, at most `batch_tokens`
-    padded tokens; where memory runs out the bound is halved, down to single sequences. Padding is masked
-    and positions are given, so a sequence's states depend on its batch by rounding only.
+    padded tokens; where memory runs out the bound is halved, down to single sequences. Padding goes to the
+    right, whatever side the tokenizer pads: a causal model then never attends to it, and no place has
+    nothing to attend to (on the left some models give NaN there, which spreads). A sequence's states
+    depend on its batch by rounding only.
     """
 
-    def __init__(self, decoder: Any, head: Head, batch_tokens: int, padding: str = "right") -> None:
+    def __init__(self, decoder: Any, head: Head, batch_tokens: int) -> None:
         self.decoder = decoder
         self.head = head
         self.batch_tokens = batch_tokens
-        self.padding = padding
         self.tokens = 0
         """Tokens run so far, padding not counted."""
         accepted = inspect.signature(decoder.forward).parameters
@@ -85,13 +86,11 @@ class Runner:
         """[b, t, d] hidden states of the batch, each sequence from place 0 on."""
         device = self.head.weight_vd.device
         lengths = [len(ids) for ids in batch]
-        width = max(lengths)
-        ids_bt = torch.zeros(len(batch), width, dtype=torch.long)
+        ids_bt = torch.zeros(len(batch), max(lengths), dtype=torch.long)
         mask_bt = torch.zeros_like(ids_bt)
-        starts = [width - n if self.padding == "left" else 0 for n in lengths]
-        for row, (ids, start) in enumerate(zip(batch, starts, strict=True)):
-            ids_bt[row, start : start + len(ids)] = torch.tensor(ids)
-            mask_bt[row, start : start + len(ids)] = 1
+        for row, ids in enumerate(batch):
+            ids_bt[row, : len(ids)] = torch.tensor(ids)
+            mask_bt[row, : len(ids)] = 1
         places_bt = (mask_bt.cumsum(dim=1) - 1).clamp(min=0)
         given = {"position_ids": places_bt.to(device)} if self._with_positions else {}
         out = self.decoder(
@@ -99,8 +98,6 @@ class Runner:
         )
         self.tokens += sum(lengths)
         hidden: Tensor = out.last_hidden_state
-        if self.padding == "left":
-            hidden = torch.stack([row.roll(-start, 0) for row, start in zip(hidden, starts, strict=True)])
         return hidden
 
     def _states(self, hidden_td: Tensor, ids: tuple[int, ...], positions: tuple[int, ...]) -> States:

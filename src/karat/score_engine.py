@@ -50,9 +50,10 @@ def groups(scorers: Iterable[Scorer]) -> list[list[Scorer]]:
     found: dict[Hashable, list[Scorer]] = {}
     for place, scorer in enumerate(scorers):
         key = scorer.shares()
-        found.setdefault(
-            ("alone", place) if key is None else ("shared", type(scorer).score_together, key), []
-        ).append(scorer)
+        # The function and not the method of a class: two classes may inherit one way of scoring together.
+        how = getattr(type(scorer).score_together, "__func__", None)
+        home = ("alone", place) if key is None else ("shared", how, key)
+        found.setdefault(home, []).append(scorer)
     return list(found.values())
 
 

@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from karat.config import Config, Loaded, load_config
+from karat.estimates import estimate_warnings
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
@@ -59,7 +60,7 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
     selection = select_stage(config, table, record)
     export_stage(config, inputs, selection, record)
     training = train_stage(config, inputs, selection, store, record) if config.train is not None else None
-    done = _facts(config, inputs, selection, training)
+    done = _facts(config, inputs, selection, training, record.warnings)
     with record.stage("report"):
         # The report reads run.json; without a key it is the record of an unfinished run.
         write_record(config.out, done | finished(config.out, record))
@@ -70,7 +71,11 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
 
 
 def _facts(
-    config: Config, inputs: Inputs, selection: pl.DataFrame, training: dict[str, Any] | None
+    config: Config,
+    inputs: Inputs,
+    selection: pl.DataFrame,
+    training: dict[str, Any] | None,
+    notes: list[str],
 ) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     columns = config.score_columns()
@@ -88,7 +93,12 @@ def _facts(
         },
         "versions": versions(),
         "counts": counts(config, inputs, selection),
-        "warnings": [*inputs.warnings, *length_warnings(lengths)],
+        "warnings": [
+            *inputs.warnings,
+            *notes,
+            *estimate_warnings(selection),
+            *length_warnings(lengths),
+        ],
         "length_correlations": lengths,
         "group_column": config.data.columns.group,
         "training": training,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from karat.chunked import Pending, cut, pending, plan_fit, score_table
+from karat.chunked import Pending, cut, notes_on, pending, plan_fit, score_table
 from karat.config import Loaded
 from karat.deriving import derived_scorers, derived_table
 from karat.flows.tasks import run_chunks, run_fit
@@ -26,7 +26,10 @@ def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) ->
     works: dict[str, Pending] = {}
     try:
         for group in groups(sorted(measuring, key=lambda scorer: scorer.kind != "length")):
-            works |= _score(group, inputs, store, record)
+            found = _score(group, inputs, store, record)
+            works |= found
+            for work in found.values():
+                record.warnings += notes_on(work, store)
             if group[0].kind == "length":
                 check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
     finally:

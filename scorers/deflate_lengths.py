@@ -564,6 +564,7 @@ def _joint(
     effort: _Effort,
     lazy: Number,
     sizes: Longs,
+    head: Shorts,
 ) -> None:
     """Fill `sizes`: bytes of raw deflate of the text with each target of `which`; -1 where not covered."""
     middle = text.size
@@ -574,7 +575,8 @@ def _joint(
     data = np.zeros(room, np.uint8)
     for k in range(middle):
         data[k] = text[k]
-    chains = _Chains(np.zeros(32768, np.uint16), np.empty(room, np.uint16), np.empty(room, np.uint32))
+    head[:] = 0
+    chains = _Chains(head, np.empty(room, np.uint16), np.empty(room, np.uint32))
     shared = _Counts(np.zeros(286, np.int32), np.zeros(30, np.int32))
     counts = _Counts(np.zeros(286, np.int32), np.zeros(30, np.int32))
     lengths = np.empty(19, np.int32)
@@ -629,10 +631,12 @@ def _joint_rows(
     sizes: NDArray[np.int64],
 ) -> None:
     """The same for many texts, joined, each with its row of `which`: one call without the interpreter."""
+    # Once for all texts: threads that take and return pages for each of them wait for each other.
+    head = np.empty(32768, np.uint16)
     for row in range(which.shape[0]):
         first, last = ends[row], ends[row + 1]
         if first < last and last - first <= LONGEST_INPUT:
-            _joint(texts[first:last], targets, starts, tables, which[row], effort, lazy, sizes[row])
+            _joint(texts[first:last], targets, starts, tables, which[row], effort, lazy, sizes[row], head)
 
 
 class DeflateLengths:

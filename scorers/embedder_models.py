@@ -84,6 +84,12 @@ def locate(model: str, revision: str | None) -> Path:
         folder = _fetch(model, revision)
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise unusable(model, "there is no config.json")
+    if (folder / "adapter_config.json").is_file():
+        raise unusable(
+            model,
+            "it is an adapter, whose base model lies elsewhere and is not in the digest",
+            hint="merge it into its model (peft: merge_and_unload) and save that",
+        )
     if next(folder.rglob("*.safetensors"), None) is None:
         raise unusable(
             model,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,6 +83,7 @@ class SentenceTransformers(ModelEmbedder):
                 f"it runs code of its own ({strange[0]})",
                 hint="read that code, and set trust_remote_code: true if you trust it",
             )
+        _refuse_pickles(folder, self.model)
         from sentence_transformers import SentenceTransformer
 
         try:
@@ -94,6 +96,17 @@ class SentenceTransformers(ModelEmbedder):
             ).eval()
         except Exception as error:  # what a damaged file raises is the library's choice
             raise unusable(self.model, " ".join(str(error).strip().splitlines()[:1])) from error
+
+
+def _refuse_pickles(folder: Path, model: str) -> None:
+    """A module such as Dense falls back to pytorch_model.bin, whatever `use_safetensors` says."""
+    for file in sorted(folder.rglob("pytorch_model.bin")):
+        if not any(file.parent.glob("*.safetensors")):
+            raise unusable(
+                model,
+                f"{file.relative_to(folder)} is not safetensors",
+                hint="save the model anew with save_pretrained; weights in other formats may run code",
+            )
 
 
 def _width(model: Any) -> int:

@@ -78,7 +78,11 @@ def load_embedder(settings: Any) -> Any:
     if not isinstance(settings, Mapping):
         return settings
     rest = dict(settings)
-    kind = rest.pop("kind", None)
+    return embedder_class(rest.pop("kind", None)).model_validate(rest)
+
+
+def embedder_class(kind: Any) -> type[Embedder]:
+    """The class that the `kind` of an embedder names; raises PydanticCustomError."""
     known = ", ".join(sorted(EMBEDDERS))
     if not isinstance(kind, str):
         raise PydanticCustomError("kind", "needs `kind`; known: {known}", {"known": known})
@@ -86,7 +90,7 @@ def load_embedder(settings: Any) -> Any:
         raise PydanticCustomError(
             "kind", "unknown embedder '{kind}'; known: {known}", {"kind": kind, "known": known}
         )
-    return import_class(EMBEDDERS.get(kind, kind), Embedder).model_validate(rest)
+    return import_class(EMBEDDERS.get(kind, kind), Embedder)
 
 
 AnyEmbedder = Annotated[SerializeAsAny[Embedder], BeforeValidator(load_embedder)]

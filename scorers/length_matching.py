@@ -50,7 +50,8 @@ class Lengths:
     def _places(self, bins: Ints, ranks: Ints) -> Ints:
         """[n] the place of the r-th row of each bin; the bins' turns repeat with a period."""
         period = sum(self.counts)
-        turns = [np.flatnonzero(np.array(sequence(self.counts)) == b) for b in range(len(self.counts))]
+        served = np.array(sequence(self.counts))
+        turns = np.split(np.argsort(served, kind="stable"), np.cumsum(self.counts)[:-1])
         places = np.empty(bins.size, np.int64)
         for b, (count, turn) in enumerate(zip(self.counts, turns, strict=True)):
             mine = bins == b

@@ -27,6 +27,9 @@ class Targets:
 
     encode: Encoder
     cosines: TargetCosines
+    count: int
+    truncated: int
+    """Targets of which the embedder read the beginning only."""
 
 
 class NearestTarget(Scorer):
@@ -42,7 +45,8 @@ class NearestTarget(Scorer):
     embedder: `tfidf_svd` (offline, fitted on pool and reference; the default) or `tfidf`; or a model by
     path or Hub id, or in full {kind: transformers, model: ..., pooling: ...} or {kind:
     sentence_transformers, model: ...}; or `package.module:Class` of your own. A model reads the first
-    `max_tokens` tokens of a text, and `nearest_target.truncated` says where that was not all.
+    `max_tokens` tokens of a text, and `nearest_target.truncated` says where that was not all; a warning
+    says of how many targets only the beginning was read.
 
     Bits: with the TF-IDF embedders a score is the same to the last bit for any chunking and number of
     workers; with a model too as long as `batch` is 1, else within 10⁻⁵ (float32).
@@ -111,7 +115,8 @@ class NearestTarget(Scorer):
         """Load the embedder and embed the target once."""
         texts = _texts(reference)
         encode = self.embedder.load(fitted)
-        vectors = encode(texts.to_list()).vectors
+        encoded = encode(texts.to_list())
+        vectors, cut = encoded.vectors, encoded.truncated
         wrong = ~_finite(vectors)
         if wrong.any():
             raise ScoreError(
@@ -126,7 +131,14 @@ class NearestTarget(Scorer):
                 where=f"nearest_target, embedder {self.embedder.yaml_kind()}",
                 hint="give texts of the target that are not empty",
             )
-        return Targets(encode, cosines)
+        return Targets(encode, cosines, len(texts), 0 if cut is None else int(cut.sum()))
+
+    def notes(self, prepared: Targets) -> tuple[str, ...]:
+        """How many targets were cut, where any was."""
+        if not prepared.truncated:
+            return ()
+        many = f"{prepared.truncated:,} of {prepared.count:,} reference rows"
+        return (f"{many} are longer than the model reads, and only their beginning counts (`max_tokens`)",)
 
     def score(self, rows: pl.DataFrame, prepared: Targets) -> pl.DataFrame:
         """The cosine of each row of the chunk."""

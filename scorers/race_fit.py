@@ -31,6 +31,9 @@ CENTRED = 3
 """From so many values a row on, the coefficients are fitted on differences within rows."""
 FORESEEN_FREEDOM = 4.0
 """Degrees of freedom of the errors of the regression between rows: heavy tails."""
+FORESIGHT = 0.05
+"""Doubt about what the regression adds to a row's own sample, as a part of it,
+where that rests on pairs that no sample shows."""
 
 RESOLUTION = 1e-9
 """Scores nearer to each other than this are not told apart by estimates; alignments differ by more."""
@@ -101,11 +104,13 @@ class Fit:
         size = max(1, CELLS // t)
         blocks = [slice(start, start + size) for start in range(0, count, size)]
         parts = [model.residuals(field, rows[part], drawn[part]) for part in blocks]
-        level, variance, fourth, leverage = (np.concatenate(column) for column in zip(*parts, strict=True))
+        columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+        level, variance, fourth, leverage, lift = columns
         pooled = float(variance.mean()) * model.inflation
+        doubt = FORESIGHT if field.quoted[1].size else 0.0
         prior = prior_freedom(variance, t - 1)
         own = (prior * pooled + (t - 1) * variance) / (prior + t - 1)
-        error = np.sqrt(own * (1 / t - 1 / field.values) + pooled * leverage)
+        error = np.sqrt(own * (1 / t - 1 / field.values) + pooled * leverage + (doubt * lift) ** 2)
         foreseen = np.einsum("nf,f->n", field.means[rows], model.slopes)
         # About a sample's own mean, normal values have a fourth moment smaller by ((t - 1) / t)^2.
         tails = float(fourth.mean() * (t / (t - 1)) ** 2 / max(variance.mean() ** 2, 1e-300))
@@ -121,13 +126,16 @@ class Fit:
         shifted = features - features.mean(1, keepdims=True) if within else features
         # No BLAS here: its sums depend on the number of threads.
         gram = np.einsum("ntf,ntg->fg", shifted, shifted)
+        known, aims = field.quoted
         seen = np.bincount(columns.ravel(), minlength=field.values)
         effects = np.zeros(field.values)
         for _ in range(3):
             aim = drawn - effects[columns]
             aim = aim - aim.mean(1, keepdims=True) if within else aim
             moment = np.einsum("ntf,nt->f", shifted, aim)
-            slopes, inverse = self._solved(gram, moment)
+            slopes, inverse = self._solved(
+                gram + np.einsum("pf,pg->fg", known, known), moment + np.einsum("pf,p->f", known, aims)
+            )
             left = drawn - np.einsum("ntf,f->nt", features, slopes)
             left -= left.mean(1, keepdims=True)
             effects = np.bincount(columns.ravel(), left.ravel(), field.values) / (seen + COLUMN_PRIOR)
@@ -163,14 +171,16 @@ class Model:
     """Factor that gives the residual variance back what fitting took."""
 
     def residuals(self, field: Field, rows: Rows, drawn: Floats) -> tuple[Floats, ...]:
-        """[n] mean, variance and fourth moment of each row's residuals, and the leverage of its sample."""
+        """[n] mean, variance and fourth moment of each row's residuals, the leverage of its sample, and what
+        the features foresee beyond it."""
         features, columns = field.features(rows, drawn.shape[1])
         left = drawn - np.einsum("ntf,f->nt", features, self.slopes) - self.effects[columns]
         off = field.means[rows] - features.mean(1)
         leverage = np.einsum("nf,nf->n", np.einsum("nf,fg->ng", off, self.inverse), off)
         level = left.mean(1)
         fourth = ((left - level[:, None]) ** 4).mean(1)
-        return level, left.var(1, ddof=1), fourth, np.maximum(leverage, 0.0)
+        lift = np.einsum("nf,f->n", off, self.slopes)
+        return level, left.var(1, ddof=1), fourth, np.maximum(leverage, 0.0), lift
 
 
 def prior_freedom(variances: Floats, own: Any) -> float:

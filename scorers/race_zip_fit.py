@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from karat.fitting import Arrays, Fitting
 from karat.scorers.gram_overlap import GramOverlap
 from karat.scorers.race import Orders, Raced, race
-from karat.scorers.race_features import FEATURES, features, mean_features
+from karat.scorers.race_features import FEATURES, features, mean_features, quoted_pairs
 from karat.scorers.race_fit import Floats, Rows
 from karat.scorers.race_outcome import outcome
 from karat.scorers.zip_fit_targets import Sizes, Targets, alignments
 
-FEWEST_PAIRS = 50_000
-"""In a smaller pool all pairs are compressed: that takes a second, and racing would not pay."""
+FEWEST_PAIRS, FEWEST_BYTES = 50_000, 200 << 20
+"""Fewer pairs, of fewer bytes in all, are all compressed: that takes seconds, and a race would not pay."""
 BLOCK_ROWS = 256
 BLOCK_BYTES = 4 << 20
 STRIPE_PAIRS = 200_000
@@ -45,6 +45,7 @@ class TextField:
         self.own = np.zeros(len(texts), np.int64)
         self.letters = np.zeros(len(texts), np.int64)
         self.means: Floats = np.zeros((len(texts), FEATURES))
+        self.quoted: tuple[Floats, Floats] = np.zeros((0, FEATURES)), np.zeros(0)
         self._open: Rows = np.zeros(0, np.intp)
         self._counts = np.zeros((0, 0, 3), np.int32)
         distinct = targets.pairs.targets
@@ -77,6 +78,7 @@ class TextField:
         found = self._stripes("measure", every, MEASURE_COST, self._measured, most=MEASURE_ROWS)
         self.own, self.letters = found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
         self.means = found[:, 2:]
+        self.quoted = quoted_pairs(self.own, self.lengths)
 
     def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
         """Alignments with the targets at places start to stop of each row's order."""
@@ -171,12 +173,16 @@ class TextField:
             name = f"{step}-{start // size}"
             heavy = part.size * pairs >= KEEP_PAIRS
             kept = self.fitting.kept(name) if heavy else None
-            if kept is None:
+            # A machine that rounds differently may have had other rows still open at this step.
+            if kept is None or not np.array_equal(kept.get("rows", ()), part):
                 blocks = []
-                for block in self._each(lambda block: work(*block), self._blocks(part, next_to, most)):
+                # Every thread has its share, however few the rows; several, as rows differ in length.
+                shares = self.fitting.workers * (4 if most == BLOCK_ROWS else 1)
+                share = max(1, min(most, -(-part.size // shares)))
+                for block in self._each(lambda block: work(*block), self._blocks(part, next_to, share)):
                     blocks.append(block)
                     self._report(block.shape[0] * pairs)
-                kept = {"values": np.concatenate(blocks)}
+                kept = {"rows": part, "values": np.concatenate(blocks)}
                 if heavy:
                     self.fitting.keep(name, kept)
             else:
@@ -200,10 +206,17 @@ def raced(
         return outcome(texts, Raced(np.zeros(0), np.zeros(0), np.zeros(0, np.bool_)))
     field = TextField(texts, targets, fitting, seed)
     with field.threads():
-        if len(texts) * field.values < FEWEST_PAIRS or k >= copies.sum():
+        if _few(field) or k >= copies.sum():
             every = np.arange(len(texts))
             field.own = targets.pairs.own_rows([text.encode() for text in texts])
             scores = field.finish("all", every, np.zeros((every.size, 0)))
             return outcome(texts, Raced(scores, np.zeros(every.size), np.ones(every.size, np.bool_)))
         field.measure()
         return outcome(texts, race(field, copies, k, confidence))
+
+
+def _few(field: TextField) -> bool:
+    rows, columns = len(field.texts), field.values
+    targets = sum(map(len, field.targets.pairs.targets))
+    total = int(field.lengths.sum()) * columns + targets * rows
+    return rows * columns < FEWEST_PAIRS and total < FEWEST_BYTES

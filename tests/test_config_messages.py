@@ -52,6 +52,16 @@ def problem(text: str) -> str:
         ),
         (
             "{kind: length}",
+            "{kind: nearest_target, embedder: {kind: tfidf_svd, component: 3}}",
+            "c.yaml:6, key scorers.1.embedder.component: unknown key; did you mean 'components'?",
+        ),
+        (
+            "{kind: length}",
+            "{kind: nearest_target, embedder: {kind: tfidf, batch: 3}}",
+            "c.yaml:6, key scorers.1.embedder.batch: unknown key; known: fit_rows, kind, max_terms, seed",
+        ),
+        (
+            "{kind: length}",
             "{kind: ':X'}",
             "c.yaml:6, key scorers.1: :X is no import path; write package.module:Class",
         ),

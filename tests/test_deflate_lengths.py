@@ -329,6 +329,18 @@ def test_small_jobs_stay_with_zlib_and_long_ones_change_over(monkeypatch: pytest
     assert ready(later)
 
 
+def test_sizes_of_texts_alone_count_and_bring_the_kernel_in_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A race measures every row alone before it compresses the first pair."""
+    kernel = Kernel(load_after=1e9)
+    pairs = pairs_with(monkeypatch, kernel)
+    text = b"a text of the match" * 900
+    assert pairs.own(text) == len(gzip.compress(text, compresslevel=1))
+    assert kernel.seconds > 0
+    kernel.seconds = 2e9
+    assert pairs.own(text) == len(gzip.compress(text, compresslevel=1))
+    assert ready(pairs)
+
+
 def test_what_is_not_compiled_yet_waits_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deflate_lengths, "compiled_before", lambda: False)
     kernel = Kernel(load_after=1.0, compile_after=100.0)

@@ -6,7 +6,9 @@ import importlib.util
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+import karat
 from karat.errors import ScoreError
 from karat.parts import Scorer
 from karat.registry import load
@@ -186,6 +189,42 @@ def test_long_texts_are_cut_and_counted(folders: dict[str, Path]) -> None:
         Transformers(model=str(folders["gpt2"]), max_tokens=9).load(None)
 
 
+def test_targets_that_were_cut_are_counted_and_said(folders: dict[str, Path]) -> None:
+    model = str(folders["bert"])
+    scorer = NearestTarget(embedder={"kind": "transformers", "model": model, "max_tokens": 5})
+    rows = pl.DataFrame({"id": ["0", "1", "2"], "text": ["a b c d", "a b c d e", "a"]})
+    said = "nearest_target: 2 of 3 reference rows are longer than the model reads"
+    with pytest.warns(UserWarning, match=said):
+        score_view(scorer, rows, rows)
+    with pytest.warns(UserWarning, match=said):
+        karat.score_stream(scorer, [rows], rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        score_view(scorer, rows, rows[2:])
+
+
+def test_a_run_says_it_each_time_though_nothing_is_scored_again(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from karat.chunked import cut, notes_on, pending, score_file
+    from karat.rows import from_frame
+    from karat.store import DIGEST, Store, keep
+
+    scorer = NearestTarget(embedder={"kind": "transformers", "model": str(folders["bert"]), "max_tokens": 5})
+    rows = from_frame(pl.DataFrame({"text": ["a b c d", "a", *(f"b {i}" for i in range(98))]}))
+    view = rows.view.with_columns(rows.view["text"].alias(DIGEST))
+    store = Store(tmp_path)
+    for missing in (100, 0):
+        work = pending(scorer, view, view, store)
+        assert work.missing.height == missing
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(score_file, cut(work, keep(view, store.reference(view)), store)))
+        assert notes_on(work, store) == [
+            "nearest_target: 1 of 100 reference rows are longer than the model reads, and only their "
+            "beginning counts (`max_tokens`)"
+        ]
+
+
 def test_a_huge_text(folders: dict[str, Path]) -> None:
     found = encode(Transformers(model=str(folders["llama"])), ["a b c " * 100_000, "a"])
     assert found.truncated is not None
@@ -248,6 +287,8 @@ def broken(folder: Path, how: str) -> Path:
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
     elif how == "code":
         (folder / "modules.json").write_text(json.dumps([{"type": "somebody.Else", "path": "", "name": "0"}]))
+    elif how == "adapter":
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "elsewhere"}))
     elif how == "bad list":
         (folder / "modules.json").write_text("[1]")
     return folder
@@ -263,6 +304,7 @@ def broken(folder: Path, how: str) -> Path:
         ("another shape", "weights of LlamaModel are missing, such as layers.2"),
         pytest.param("code", "runs code of its own", marks=needs_package),
         ("bad list", "modules.json cannot be read"),
+        ("adapter", "it is an adapter"),
     ],
 )
 def test_models_that_cannot_be_used(folders: dict[str, Path], tmp_path: Path, how: str, said: str) -> None:
@@ -271,6 +313,43 @@ def test_models_that_cannot_be_used(folders: dict[str, Path], tmp_path: Path, ho
     with pytest.raises(ScoreError, match=said) as raised:
         Pretrained(model=str(folder)).load(None)
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_beside_the_weights_is_not_run(folders: dict[str, Path], tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(folders["llama"], folder)
+    settings = json.loads((folder / file).read_text())
+    settings |= {"model_type": "strange", "tokenizer_class": "Strange"}
+    names = {"AutoConfig": "code.C", "AutoModel": "code.C", "AutoTokenizer": ["code.C", "code.C"]}
+    (folder / file).write_text(json.dumps({**settings, "auto_map": names}))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    for kind in ("pretrained", "transformers"):
+        with pytest.raises(ScoreError, match="custom code"):
+            NearestTarget(embedder={"kind": kind, "model": str(folder)}).embedder.load(None)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_other_formats_are_not_read(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(folders["llama"], folder)
+    (folder / "elsewhere").mkdir()
+    (folder / "model.safetensors").rename(folder / "elsewhere" / "model.safetensors")
+    torch.save(LlamaForCausalLM.from_pretrained(folders["llama"]).state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ScoreError, match=r"no file named model\.safetensors"):
+        Pretrained(model=str(folder)).load(None)
+
+
+def test_a_pickle_in_a_module_is_refused(folders: dict[str, Path], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("karat.scorers.embedder_sentence.find_spec", lambda name: True)
+    shutil.copytree(folders["llama"], tmp_path / "m")
+    kinds = {"": "Transformer", "1_Dense": "Dense"}
+    listed = [{"type": f"sentence_transformers.models.{kind}", "path": path} for path, kind in kinds.items()]
+    (tmp_path / "m" / "modules.json").write_text(json.dumps(listed))
+    (tmp_path / "m" / "1_Dense").mkdir()
+    (tmp_path / "m" / "1_Dense" / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(ScoreError, match=r"1_Dense/pytorch_model.bin is not safetensors"):
+        SentenceTransformers(model=str(tmp_path / "m")).load(None)
 
 
 def test_models_that_are_not_there(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from safetensors.numpy import save_file
 
-from karat.errors import ScoreError
+from karat.errors import ScoreError, StoreError
 from karat.fitting import Arrays, Fitting, read_arrays, write_arrays
 from karat.parts import Scorer
 from karat.score_engine import fit_pool, score_view
@@ -111,7 +112,29 @@ def test_arrays_survive_and_damage_is_nothing(tmp_path: Path) -> None:
     }
     path.write_bytes(first[:-3])
     assert read_arrays(path) is None
+    for place in (-1, -20):
+        path.write_bytes(first[:place] + bytes([first[place] ^ 1]) + first[len(first) + place + 1 :])
+        assert read_arrays(path) is None, "one bit"
+    save_file({"a": np.zeros(3)}, path)
+    assert read_arrays(path) is None, "not ours"
+    write_arrays({"a": np.arange(3, dtype=">i8")}, path)
+    assert read_arrays(path)["a"].tolist() == [0, 1, 2]  # type: ignore[index]
     assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_a_refusing_system_is_said(tmp_path: Path) -> None:
+    (tmp_path / "fitted.safetensors").mkdir()
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_arrays(tmp_path / "fitted.safetensors")
+
+
+def test_a_failing_preparation_names_the_scorer() -> None:
+    class Unready(Share):
+        def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
+            raise KeyError("missing")
+
+    with pytest.raises(ScoreError, match=r"Unready.*prepare.*KeyError: 'missing'"):
+        score_view(Unready(), view(["a"]), None)
 
 
 PLUGIN = '''
@@ -137,6 +160,7 @@ class Steps(Scorer):
             fitting.report(step + 1, 5)
         return found
     def prepare(self, reference, fitted=None): return fitted["sum"][0]
+    def notes(self, prepared): return (f"{prepared:g} in all",)
     def score(self, rows, prepared):
         n = rows.height
         return pl.DataFrame({"id": rows["id"], "steps.total": [float(prepared)] * n,
@@ -179,6 +203,8 @@ def test_a_killed_fit_goes_on_and_a_changed_pool_is_learned_anew(tmp_path: Path)
     (tmp_path / "pool.jsonl").write_text("\n".join(reversed(rows)) + "\n")
     assert karat(tmp_path, "run", "c.yaml").returncode == 0
     assert len(log.read_text().split()) == 6, "another order is the same pool"
+    told = json.loads((out.parent / "run.json").read_text())["warnings"]
+    assert "steps: 160 in all" in told, "nothing was scored, and the note is there all the same"
 
     (tmp_path / "pool.jsonl").write_text("\n".join([*rows, json.dumps({"id": "new", "text": "b"})]) + "\n")
     assert karat(tmp_path, "run", "c.yaml").returncode == 0

@@ -53,6 +53,8 @@ def test_with_a_reference(tmp_path: Path) -> None:
     assert config.select.by == "zip_fit.alignment"
     assert str(config.select.budget) == "10%"
     text = (tmp_path / "starter.yaml").read_text()
+    (tmp_path / "on.yaml").write_text(text.replace("# - {kind: length_control", "- {kind: length_control"))
+    assert load_config(tmp_path / "on.yaml").config.scorers[-1].kind == "length_control"
     assert "20 rows" in text
     assert "4 rows" in text
     assert "or lang" in text

@@ -204,6 +204,21 @@ def test_every_prefix_follows_the_targets_lengths(
     assert outside == sorted(outside)
 
 
+def test_a_thousand_bins_are_ordered_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(counts: tuple[int, ...]) -> list[int]:
+        calls.append(counts)
+        return sequence(counts)
+
+    monkeypatch.setattr("karat.scorers.length_matching.sequence", counted)
+    target = ["a" * n for n in range(1, 401)]
+    found = control(list(target), [float(n) for n in range(400)], target, bins=80)
+    assert found[S].n_unique() == 400
+    assert len(calls) == 1
+    assert len(calls[0]) == 80
+
+
 def test_bins_by_hand() -> None:
     found = target_bins(np.array([10, 11, 12, 13, 14, 40, 41, 42, 43, 44]), 10)
     # between 14 and 40: √(15·41) = 24.8, so 24 bytes (1 + 24 > 24.8) open the second bin

@@ -29,6 +29,7 @@ class Matrix:
     def __init__(self, values: Floats, features: Floats, seed: int) -> None:
         self.all, self.known = values, features
         self.means, self.values = features.mean(1), values.shape[1]
+        self.quoted = np.zeros((0, features.shape[2])), np.zeros(0)
         self.columns = Orders(len(values), self.values, seed).columns
         self.drawn = self.skipped = 0
 
@@ -148,6 +149,27 @@ def test_equal_scores_at_the_cut_are_all_exact() -> None:
         found, right = run(made, k, 0.99)
         assert right
         assert found.exact[10:40].all()
+
+
+def test_rows_that_cannot_be_told_apart_are_completed_before_too_many_values_are_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Noise alone, and half of the rows wanted: nearly all stay open, and N x M values would pile up."""
+    monkeypatch.setattr("karat.scorers.race.MOST_VALUES", 2_000)
+    for name, rows, columns in (("useless features", 300, 200), ("normal", 1000, 60)):
+        made, held = field(name, 6, rows, columns), []
+
+        def drawing(
+            step: str, rows: Rows, start: int, stop: int, made: Matrix = made, held: list[int] = held
+        ) -> Floats:
+            held.append(rows.size * stop)
+            return Matrix.draw(made, step, rows, start, stop)
+
+        monkeypatch.setattr(made, "draw", drawing)
+        _, right = run(made, rows // 2, 0.99)
+        assert right
+        assert max(held) <= 8 * rows
+        assert made.drawn + made.skipped == made.all.size
 
 
 @pytest.mark.parametrize("flat", ["values", "features", "both"])

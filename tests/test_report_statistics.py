@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 
-from karat.length_correlation import length_correlations, length_warnings
+from karat.estimates import estimate_warnings, is_bound
+from karat.length_correlation import correlation, length_correlations, length_warnings
 from karat.report import headline, statistics, words
 from karat.report.run import Run
 
@@ -55,6 +57,34 @@ def test_effective_samples_by_hand() -> None:
     assert statistics.effective_samples(pl.Series([0.2] * 7)) == pytest.approx(7)
     assert statistics.effective_samples(pl.Series([1e-200, 3e-200])) == pytest.approx(1.6)
     assert statistics.effective_samples(pl.Series([0.0])) == 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-160, 1.0, 1e160, 1e300, 1.7e308 / 9])
+def test_the_size_of_a_score_is_no_matter_to_its_correlation(scale: float) -> None:
+    scores = [1.0, 2.0, 9.0, 4.0, 5.0]
+    found = correlation(pl.Series(scores) * scale, pl.Series([1, 2, 3, 4, 5]))
+    assert found["pearson"] == pytest.approx(pearsonr(scores, [1, 2, 3, 4, 5]).statistic, rel=1e-12)
+    assert found["spearman"] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_strong_begins_above_six_tenths_of_either(sign: int) -> None:
+    lengths = np.arange(200.0) - 99.5
+    noise = np.random.default_rng(3).normal(size=200)
+    noise -= noise.mean() + (noise @ lengths) / (lengths @ lengths) * lengths
+    for r in (0.599, 0.601):
+        score = sign * r * lengths / np.linalg.norm(lengths) + math.sqrt(1 - r * r) * noise / np.linalg.norm(
+            noise
+        )
+        found = correlation(pl.Series(score), pl.Series(lengths))
+        assert found["pearson"] == pytest.approx(sign * r)
+        assert found["strong"] == (max(abs(found["pearson"]), abs(found["spearman"])) > 0.6)
+    ranks = pl.Series([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    linear = pl.Series([0.0, 0, 0, 0, 0, 0, 0, 0, 1])  # Pearson .548, Spearman the same: not strong
+    assert not correlation(linear, ranks)["strong"]
+    for pair in ([3.0] * 9, [None] * 9):
+        assert not correlation(pl.Series(pair, dtype=pl.Float64), ranks)["strong"]
+    assert correlation(pl.Series([1.0, 2.0]), pl.Series([1, 2]))["spearman"] is None
 
 
 def test_correlations_by_hand() -> None:
@@ -121,6 +151,30 @@ def test_the_warning_begins_above_six_tenths(ranks: list[int], warned: bool, sig
     texts = pl.Series(["x" * n for n in range(1, 6)])
     scores = pl.DataFrame({"s": [sign * rank for rank in ranks]})
     assert bool(length_warnings(length_correlations(scores, texts, ["s"], []))) is warned
+
+
+def test_a_bound_of_estimates_is_no_score_that_could_go_with_length() -> None:
+    texts = pl.Series(["x" * n for n in range(1, 6)])
+    falls = [5.0, 4.0, 3.0, 2.0, 1.0]
+    scores = pl.DataFrame({"a.score": falls, "a.bound": falls, "a.exact": [True] * 5, "b.bound": falls})
+    lines = length_correlations(scores, texts, scores.columns, [])
+    assert [line["score"] for line in lines] == ["a.score", "b.bound"]
+    assert not is_bound("a.bound", ["a.bound", "a.bounds"])
+    frame = scores.with_columns(weight=1.0, **{"length.bytes": pl.Series([1.0, 2.0, 3.0, 4.0, 5.0])})
+    made = Run(frame, frame["weight"] > 0, {}, frame, ("a.score", "a.bound"), ("length.bytes",), None, True)
+    assert [line["score"] for line in statistics.correlations(made)] == ["a.score"]
+
+
+def test_selected_rows_with_estimates_are_warned_about() -> None:
+    exact = pl.Series([True, True, False, False, None])
+    selection = pl.DataFrame({"weight": [1.0, 2.0, 0.5, 0.0, 1.0], "a.exact": exact, "b.exact": [0.0] * 5})
+    assert estimate_warnings(selection) == [
+        "1 of 4 selected rows has an estimate for a score (a.exact is false): only the best rows of a race "
+        "are exact. Set `race` of a to at least as many rows as are selected by it, or leave out `race`"
+    ]
+    assert estimate_warnings(selection.head(2)) == []
+    assert estimate_warnings(selection.with_columns(weight=0.0)) == []
+    assert estimate_warnings(selection.drop("a.exact")) == []
 
 
 def test_the_cut_is_the_last_kept_score_and_is_absent_where_none_parts_the_rows() -> None:

@@ -18,7 +18,11 @@ import polars as pl
 import pytest
 
 from karat.deriving import derive
+from karat.reweight.select.top_k import TopK
 from karat.scorers import LengthControl
+from karat.scorers.zip_fit import ZipFit
+from karat.scoring import score as karat_score
+from karat.selecting import ranked
 
 WORDS = ["the", "a", "of", "tree", "river", "stone", "quickly", "compute", "alpha", "matrix", "house"]
 
@@ -287,3 +291,33 @@ def test_an_unknown_name_is_met_with_the_nearest(tmp_path: Path) -> None:
     done = karat(tmp_path, "list", "zipfit")
     assert done.returncode == 2
     assert "zip_fit" in done.stderr or "ZipFit" in done.stderr
+
+
+def test_a_budget_beyond_the_race_says_that_estimates_were_selected(folder: Path, prefect_home: Path) -> None:
+    write_rows(folder / "pool.jsonl", 900)
+    write_rows(folder / "target.jsonl", 60, seed=1)
+    (folder / "c.yaml").write_text(
+        "data: {path: pool.jsonl}\nreference: {path: target.jsonl}\n"
+        "scorers: [{kind: zip_fit, race: 5%}]\n"
+        "select: {kind: top_k, by: zip_fit.alignment, budget: 5%}\n"
+    )
+    done = karat(folder, "run", "c.yaml", home=prefect_home)
+    assert done.returncode == 0, done.stderr
+    assert "estimate" not in done.stdout
+    table = pl.read_parquet(folder / "runs" / "c" / "selection.parquet")
+    exact = karat_score(ZipFit(), *(pl.read_ndjson(folder / f"{name}.jsonl") for name in ("pool", "target")))
+    wanted = ranked(TopK(budget="5%", by="zip_fit.alignment"), exact)
+    assert table["weight"].equals(wanted["weight"])
+    assert table.filter(~pl.col("zip_fit.exact")).height > 300
+
+    more = karat(folder, "run", "c.yaml", "select.budget=50%", "out=runs/more", home=prefect_home)
+    out = folder / "runs" / "more"
+    kept = pl.read_parquet(out / "selection.parquet").filter(pl.col("weight") > 0)
+    guessed = int((~kept["zip_fit.exact"]).sum())
+    assert guessed > 0
+    run = json.loads((out / "run.json").read_text())
+    (warning,) = (text for text in run["warnings"] if "zip_fit.exact" in text)
+    assert warning.startswith(f"{guessed:,} of 450 selected rows have an estimate for a score")
+    assert f"warning: {warning}" in more.stdout
+    assert f"{guessed:,} of 450 selected rows have an estimate" in (out / "report.html").read_text()
+    assert not any("zip_fit.bound" in text for text in run["warnings"])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,14 @@ scorers: [{kind: length}]
 select: {kind: top_k, by: length.bytes, budget: 50%}
 train: {steps: 5000, seeds: [0, 1, 2], evaluate_every: 5000, evaluate_rows: 4}
 """
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """Tests that a shell runs in the background ignore Ctrl-C, and their children would as well."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -184,3 +184,4 @@ def test_the_default_level_follows_the_compressor() -> None:
 def test_the_environment_names_the_library_behind_the_sizes() -> None:
     assert set(ZipFit().environment()) == {"zlib"}
     assert "lz4" in ZipFit(compressor="lz4").environment()
+    assert set(ZipFit(race=5).environment()) == {"zlib", "numpy", "scipy"}

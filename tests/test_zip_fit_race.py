@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import random
+import string
 import sysconfig
 from collections.abc import Sequence
 from functools import cache
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from karat.errors import ScoreError
-from karat.fitting import Arrays, Fitting
+from karat.fitting import Arrays, Fitting, read_arrays, write_arrays
 from karat.reweight.select.budget import Budget
 from karat.reweight.select.top_k import TopK
 from karat.score_engine import fit_pool, score_view
@@ -190,6 +191,19 @@ def test_rows_that_hold_one_target_word_for_word() -> None:
         same_best(ZipFit(race=25, seed=seed), frame(texts), frame(targets, "t"))
 
 
+@pytest.mark.parametrize("letters", ["0123456789abcdef", string.ascii_letters + string.digits])
+def test_rows_of_noise_that_quote_one_target(letters: str) -> None:
+    """Shared grams are chance in all but a few pairs, so that a sample teaches that they save nothing."""
+    for seed in range(4):
+        draw = random.Random(seed)
+        texts = ["".join(draw.choices(letters, k=draw.randint(1500, 4000))) for _ in range(360)]
+        rows, targets = texts[:300], texts[300:]
+        for row in range(0, 300, 10):
+            rows[row] = rows[row][: len(rows[row]) // 3] + draw.choice(targets)
+        for race_seed in range(2):
+            same_best(ZipFit(race="5%", seed=race_seed), frame(rows), frame(targets, "t"))
+
+
 @pytest.mark.parametrize("targets", [1, 2, 7, 8, 9])
 @pytest.mark.parametrize("race", [1, 39, 40, 1000, "100%"])
 def test_few_targets_and_every_k(targets: int, race: int | str) -> None:
@@ -264,6 +278,26 @@ def test_a_killed_race_goes_on_and_gives_the_same_bits(
     once_more = pairs[0]
     assert _equal(fit_pool(scorer, rows, reference, Fitting(1, folder=tmp_path)), whole)
     assert pairs[0] - once_more < 0.2 * all_pairs
+
+
+def test_a_step_that_was_kept_for_other_rows_is_done_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(race_zip_fit, "KEEP_PAIRS", 1)
+    texts, targets = corpus("docstrings", 120, 20, 16)
+    rows, reference, scorer = frame(texts), frame(targets, "t"), ZipFit(race=12)
+    whole = fit_pool(scorer, rows, reference, Fitting(folder=tmp_path))
+    steps = sorted(tmp_path.glob("draw-*.safetensors"))
+    assert len(steps) > 1
+    for step in steps:
+        arrays = read_arrays(step)
+        assert arrays is not None
+        for strange in (
+            {"rows": arrays["rows"][::-1], "values": -arrays["values"]},
+            {"values": arrays["values"]},
+        ):
+            write_arrays(strange, step)
+            assert _equal(fit_pool(scorer, rows, reference, Fitting(folder=tmp_path)), whole)
 
 
 def _equal(left: Arrays, right: Arrays) -> bool:
@@ -373,3 +407,15 @@ def test_only_what_deflate_can_reach_is_looked_at() -> None:
     found = overlap.counts([far, near], np.array([[0, 1], [0, 1]]))
     assert found[:, :, 1].tolist() == [[0, 0], [5, 0]]
     assert found[1, 0].tolist() == list(overlap_plain(near, b"abcdefgh"))
+
+
+def test_few_pairs_of_many_bytes_are_raced(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, targets = corpus("docstrings", 600, 60, 1)
+    monkeypatch.setattr(race_zip_fit, "FEWEST_PAIRS", 50_000)
+    pairs = counted(monkeypatch)
+    score_view(ZipFit(race="5%"), frame(texts), frame(targets, "t"))
+    assert pairs[0] >= 600 * 60
+    pairs[0] = 0
+    monkeypatch.setattr(race_zip_fit, "FEWEST_BYTES", 1 << 20)
+    score_view(ZipFit(race="5%"), frame(texts), frame(targets, "t"))
+    assert 0 < pairs[0] < 0.5 * 600 * 60

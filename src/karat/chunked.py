@@ -16,10 +16,12 @@ from karat.fitting import Fitting, read_arrays, write_arrays
 from karat.parts import Scorer
 from karat.registry import load
 from karat.score_engine import chunks, cores, fit_pool, prepare, score_chunk_together
-from karat.store import DIGEST, Store, frame_digest, key_of, write_parquet
+from karat.store import DIGEST, Store, frame_digest, key_of, read_json, write_json, write_parquet
 
 CONTENT = frozenset({"text", "prompt", "response"})
 """What the digest of a row covers, and so all that a kept score may depend on."""
+NOTES = "notes.json"
+"""File beside the score tables: what is to be said about the reference."""
 MAX_CHUNK_ROWS = 2048
 MAX_CHUNK_BYTES = 8 << 20
 
@@ -196,6 +198,9 @@ def score_file(chunk: Chunk) -> int:
             _prepared(scorer, share.reference, share.fitted)
             for scorer, share in zip(scorers, chunk.shares, strict=True)
         ]
+        # Within the lock, as the temporary file is named by process and not by thread.
+        for scorer, share, ready in zip(scorers, chunk.shares, prepared, strict=True):
+            _keep_notes(list(scorer.notes(ready)), Path(share.result).with_name(NOTES))
     tables = score_chunk_together(scorers, rows.drop(DIGEST), prepared)
     for scorer, share, table in zip(scorers, chunk.shares, tables, strict=True):
         kept = table.drop("id").insert_column(0, rows[DIGEST])
@@ -203,10 +208,21 @@ def score_file(chunk: Chunk) -> int:
     return chunk.count
 
 
+def _keep_notes(notes: list[str], path: Path) -> None:
+    # Beside the scores, so that a run that finds them all in the store says the same.
+    if notes and read_json(path) != notes:
+        write_json(notes, path)
+
+
+def notes_on(work: Pending, store: Store) -> list[str]:
+    """What a scorer said about its reference when it was prepared."""
+    return [f"{work.scorer.kind}: {note}" for note in read_json(store.scores(work.key) / NOTES) or () if note]
+
+
 _one_at_a_time = Lock()
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _prepared(scorer: Scorer, reference: str | None, fitted: str | None) -> Any:
     learned = read_arrays(Path(fitted)) if fitted else None
     if fitted and learned is None:

@@ -129,6 +129,12 @@ def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:
         return data_keys(kind, nested=loc[-1] == "columns")
     if head == "train" and len(loc) == 1:
         return list(importlib.import_module("karat.trainers.settings").TrainSettings.model_fields)
+    if loc[-1] == "embedder":
+        embedder_class = importlib.import_module("karat.scorers.embedders").embedder_class
+        try:
+            return ["kind", *embedder_class(kind).model_fields]
+        except PydanticCustomError:
+            return []
     contract = {"scorers": Scorer, "select": Selector, "train": Reweighter}.get(str(head))
     if contract is None or not isinstance(kind, str):
         return []

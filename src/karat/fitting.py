@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,22 +40,50 @@ class Fitting:
 
 
 def write_arrays(arrays: Arrays, path: Path) -> None:
-    """Write named arrays as safetensors; the same arrays give the same bytes."""
+    """Write named arrays as safetensors with their digest; the same arrays give the same bytes."""
     from safetensors.numpy import save_file
 
     from karat.store import replacing
 
+    whole = {name: _plain(arrays[name]) for name in sorted(arrays)}
     with replacing(path) as temporary:
-        save_file({name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}, temporary)
+        save_file(whole, temporary, {_DIGEST: _digest(whole)})
 
 
 def read_arrays(path: Path) -> Arrays | None:
-    """What a file of arrays holds, or None where there is none or it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    """What `write_arrays` wrote, or None where there is nothing or it is damaged.
 
+    Raises StoreError where the system refuses to read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from karat.errors import StoreError
+
+    if not path.exists():
+        return None
     try:
-        found: Arrays = load_file(path)
+        with safe_open(path, "numpy") as file:
+            found: Arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            said = (file.metadata() or {}).get(_DIGEST)
     except (FileNotFoundError, SafetensorError):
         return None
-    return found
+    except OSError as error:
+        raise StoreError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+    # A flipped bit leaves a readable file, and would give wrong scores in silence.
+    return found if said == _digest(found) else None
+
+
+_DIGEST = "blake2b"
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    """In one piece and in this machine's byte order, as the file gives it back."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in arrays.items():
+        digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

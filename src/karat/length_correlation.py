@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import polars as pl
 
+from karat.estimates import is_bound
+
 STRONG = 0.6
 """A correlation with length above this size, either sign, is worth a warning."""
 CONTROL = "length_control."
@@ -28,7 +30,9 @@ def correlation(scores: pl.Series, lengths: pl.Series) -> dict[str, Any]:
 def _coefficient(pair: pl.DataFrame, method: Literal["spearman", "pearson"]) -> float | None:
     if pair.height < 3 or pair["a"].n_unique() < 2 or pair["b"].n_unique() < 2:
         return None
-    value = pair.select(pl.corr("a", "b", method=method)).item()
+    # Scaled first: squares of very large or very small numbers leave the range.
+    sized = pair.select(pl.all() / pl.all().abs().max())
+    value = sized.select(pl.corr("a", "b", method=method)).item()
     return None if value is None or value != value else float(value)
 
 
@@ -37,14 +41,17 @@ def length_correlations(
 ) -> list[dict[str, Any]]:
     """The correlation of every score column with the bytes of the text, whether or not lengths are scored.
 
-    scores, texts: the same rows in the same order; columns: the score columns, of which lengths and what
-    is no number are left out; scorers: the scorers' settings as mappings (`matched_columns`).
+    scores, texts: the same rows in the same order; columns: the score columns, of which lengths, bounds of
+    estimates and what is no number are left out; scorers: the scorers' settings as mappings
+    (`matched_columns`).
     """
     lengths, matched = texts.str.len_bytes(), matched_columns(scorers)
     return [
         with_design({"score": name, "length": "bytes of text", **correlation(scores[name], lengths)}, matched)
         for name in columns
-        if not name.startswith(_LENGTH) and scores[name].dtype.is_numeric()
+        if not name.startswith(_LENGTH)
+        and not is_bound(name, scores.columns)
+        and scores[name].dtype.is_numeric()
     ]
 
 

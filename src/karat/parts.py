@@ -116,6 +116,10 @@ class Scorer(Part, ABC):
         """
         return None
 
+    def notes(self, prepared: Any) -> tuple[str, ...]:
+        """Sentences that the user should read about what was prepared, such as targets that were cut."""
+        return ()
+
     @abstractmethod
     def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Score one chunk: `id`, the columns of `columns()`, and `<kind>.status` (null where all is well)."""

@@ -37,6 +37,8 @@ class Record:
 
     started: float = field(default_factory=time.time)
     stages: list[Stage] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What the scorers said about the reference."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:

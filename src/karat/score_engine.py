@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,6 +74,7 @@ def score_group(
         require_reference(scorer, reference_view)
         fitted = fit_pool(scorer, view, reference_view, Fitting(workers)) if scorer.needs_pool() else None
         prepared.append(prepare(scorer, reference_view, fitted))
+        tell(scorer, prepared[-1])
     return score_prepared(group, view, prepared, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk)
 
 
@@ -124,7 +126,14 @@ def fit_pool(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None,
 def prepare(scorer: Scorer, reference: pl.DataFrame | None, fitted: Arrays | None) -> Any:
     """What all chunks share; `fitted` reaches only a scorer that has learned from the pool."""
     seen = reference if scorer.needs_reference else None
-    return scorer.prepare(seen) if fitted is None else scorer.prepare(seen, fitted)
+    with blaming(scorer, "prepare"):
+        return scorer.prepare(seen) if fitted is None else scorer.prepare(seen, fitted)
+
+
+def tell(scorer: Scorer, prepared: Any) -> None:
+    """Warn of what the scorer notes about its reference."""
+    for note in scorer.notes(prepared):
+        warnings.warn(f"{scorer.kind}: {note}", UserWarning, stacklevel=4)
 
 
 @contextmanager

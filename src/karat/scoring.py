@@ -21,6 +21,7 @@ from karat.score_engine import (
     score_group,
     score_prepared,
     score_view,
+    tell,
 )
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def score_stream(
             )
     reference_view = None if reference is None else view_of(reference)
     prepared = {id(part): prepare(part, reference_view, None) for part in scorers}
+    for part in scorers:
+        tell(part, prepared[id(part)])
 
     def tables() -> Iterator[pl.DataFrame]:
         for batch in batches:

@@ -161,6 +161,7 @@ def _scorers(with_reference: bool) -> list[str]:
         line(f"  {off}  level: 1", "gzip: 1-9; lz4: 0-12"),
         line("  - kind: length", "bytes, characters and tokens: budgets in tokens need it"),
         line("    tokenizer: words", "words, bytes, or a Hugging Face tokenizer"),
+        line("  # - {kind: length_control, of: zip_fit.alignment}", "a score without its length"),
     ]
 
 

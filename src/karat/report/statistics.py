@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from karat.estimates import is_bound
 from karat.length_correlation import correlation, matched_columns, with_design
 from karat.report.run import Run, finite
 
@@ -124,7 +125,9 @@ def correlations(run: Run) -> list[dict[str, Any]]:
     """Spearman's and Pearson's correlation of every score with every length."""
     matched = matched_columns(run.scorers)
     lines: list[dict[str, Any]] = []
-    for score in (name for name in run.scores if name not in run.lengths):
+    for score in run.scores:
+        if score in run.lengths or is_bound(score, run.frame.columns):
+            continue
         for length in run.lengths:
             found = correlation(finite(run.frame[score]), finite(run.frame[length]))
             lines.append(with_design({"score": score, "length": length, **found}, matched))

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
 from karat.chunked import Chunk, Fit, fit_file, score_file
+from karat.interrupts import telling_waiters
 from karat.progress import current, ticker
 
 HEAR_SECONDS = 0.3
@@ -57,11 +58,12 @@ def as_finished(futures: Sequence[PrefectFuture[Any]]) -> Iterator[PrefectFuture
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     for future in futures:
         future.add_done_callback(ended.put)
-    for _ in futures:
-        while True:
-            with suppress(Empty):
-                yield ended.get(timeout=HEAR_SECONDS)
-                break
+    with telling_waiters():
+        for _ in futures:
+            while True:
+                with suppress(Empty):
+                    yield ended.get(timeout=HEAR_SECONDS)
+                    break
 
 
 def _collect(futures: list[PrefectFuture[Any]], stage: str) -> int:

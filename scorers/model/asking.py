@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from karat.scorers.model.decoder_scorer import DecoderScorer as Asker
 
 OK, TRUNCATED = "ok", "truncated"
-NO_MEMORY = "failed: out of memory even alone"
+NO_MEMORY = "out of memory even alone"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there are no states of one sequence."""
+
+    why: str
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,12 @@ def score_in_one_pass(
                 homes.append((a, r, q))
     answers: dict[tuple[int, int, int], Any] = {}
 
-    def consume(index: int, states: States | None) -> None:
+    def consume(index: int, states: States | str | None) -> None:
         home = homes[index]
-        answers[home] = None if states is None else askers[home[0]].reduce(states)
+        if states is None or isinstance(states, str):
+            answers[home] = Failure(states or NO_MEMORY)
+        else:
+            answers[home] = askers[home[0]].reduce(states)
 
     runner.run(requests, consume)
     return [_table(asker, a, rows, asked[a], answers) for a, asker in enumerate(askers)]
@@ -72,8 +82,9 @@ def _table(
 def _row(asker: Asker, asking: Asking | str, reduced: list[Any]) -> tuple[dict[str, Any], str]:
     if isinstance(asking, str):
         return {}, f"failed: {asking}"
-    if any(value is None for value in reduced):
-        return {}, NO_MEMORY
+    for value in reduced:
+        if isinstance(value, Failure):
+            return {}, f"failed: {value.why}"
     found = asker.conclude(reduced)
     if isinstance(found, str):
         return {}, f"failed: {found}"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from karat.scorers.model.asking import Asking
     from karat.scorers.model.loading import Replicas
     from karat.scorers.model.states import States
+    from karat.scorers.server.served_runner import ServedModel
 
 
 class DecoderScorer(ModelScorer):
@@ -41,11 +42,11 @@ class DecoderScorer(ModelScorer):
         """Scorers of the same model are asked in the same pass."""
         return self.source()
 
-    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Replicas:
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Replicas | ServedModel:
         """Load the model, unless a scorer of the same model has."""
         return _loaded(_Source(self))
 
-    def score(self, rows: pl.DataFrame, prepared: Replicas) -> pl.DataFrame:
+    def score(self, rows: pl.DataFrame, prepared: Replicas | ServedModel) -> pl.DataFrame:
         """Ask the model about each row."""
         return self.score_together([self], rows, [prepared])[0]
 
@@ -75,7 +76,7 @@ class _Source:
 
 
 @lru_cache(maxsize=1)
-def _loaded(source: _Source) -> Replicas:
+def _loaded(source: _Source) -> Replicas | ServedModel:
     # One model at a time: a second would seldom fit beside it.
     from karat.scorers.model.loading import load
 

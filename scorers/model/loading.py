@@ -17,6 +17,7 @@ from karat.scorers.model.runner import Runner
 
 if TYPE_CHECKING:
     from karat.scorers.model.source import ModelScorer
+    from karat.scorers.server.served_runner import ServedModel
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 """Padded tokens in a batch at first; halved where memory runs out."""
@@ -52,11 +53,15 @@ class Replicas:
             self._free.put(replica)
 
 
-def load(scorer: ModelScorer, kind: str = "causal") -> Replicas:
-    """Load the model of a scorer on every device that it may use; raises ScoreError.
+def load(scorer: ModelScorer, kind: str = "causal") -> Replicas | ServedModel:
+    """Load the model of a scorer on every device that it may use, or reach its server; raises ScoreError.
 
     kind: "causal" (a decoder with a head over the vocabulary), "base" (hidden states only) or "classifier".
     """
+    if scorer.server is not None:
+        from karat.scorers.server.served_runner import connect
+
+        return connect(scorer)
     return Replicas([_replica(scorer, device, kind) for device in devices(scorer.device)])
 
 

@@ -16,6 +16,7 @@ import polars as pl
 
 from karat.errors import KaratError, ScoreError
 from karat.fitting import Arrays, Fitting
+from karat.interrupts import telling_waiters
 from karat.parts import Scorer
 from karat.score_contract import checked, empty_scores
 
@@ -97,7 +98,8 @@ def score_prepared(
     )
     blocks = [[empty_scores(scorer)] for scorer in group]
     started, done = time.perf_counter(), 0
-    with closing(_in_order(group, prepared, chunks(distinct, chunk_rows), workers)) as scored_chunks:
+    in_order = _in_order(group, prepared, chunks(distinct, chunk_rows), workers)
+    with closing(in_order) as scored_chunks, telling_waiters():
         for chunk, tables in scored_chunks:
             for table, of_scorer in zip(tables, blocks, strict=True):
                 of_scorer.append(table)
@@ -243,13 +245,14 @@ def _in_order(
     pool = ThreadPoolExecutor(workers, thread_name_prefix=f"karat-{group[0].kind}")
     waiting: deque[tuple[pl.DataFrame, Future[list[pl.DataFrame]]]] = deque()
     try:
-        while True:
-            for chunk in islice(blocks, 2 * workers - len(waiting)):
-                waiting.append((chunk, pool.submit(score_chunk_together, group, chunk, prepared)))
-            if not waiting:
-                return
-            chunk, future = waiting.popleft()
-            yield chunk, future.result()
+        with telling_waiters():
+            while True:
+                for chunk in islice(blocks, 2 * workers - len(waiting)):
+                    waiting.append((chunk, pool.submit(score_chunk_together, group, chunk, prepared)))
+                if not waiting:
+                    return
+                chunk, future = waiting.popleft()
+                yield chunk, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

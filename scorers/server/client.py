@@ -1,0 +1,218 @@
+"""Many requests in flight at once: one event loop in a thread of its own, asked from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from karat.errors import ScoreError
+from karat.interrupts import on_interrupt
+from karat.scorers.server import retrying
+from karat.scorers.server.retrying import Again
+from karat.scorers.server.settings import Server
+
+if TYPE_CHECKING:
+    import httpx
+
+HEAR_SECONDS = 0.2
+_ROW = frozenset({400, 413, 422})
+"""Statuses that are about what was asked, so about one row: too long, not allowed."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request; `label` names what it is about in errors (the id of a row)."""
+
+    path: str
+    body: dict[str, Any] | None = None
+    """None: a GET."""
+    label: str = ""
+    optional: bool = False
+    """Whether a server may lack the endpoint (404, 405): then it is refused rather than an error."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The server's word on why it does not answer this request; asking again would not help."""
+
+    why: str
+
+
+Reply = dict[str, Any] | Refused
+
+
+class Channel:
+    """Requests to one server, at most `concurrency` of them at one time, whoever asks.
+
+    What may pass is tried again (408, 409, 425, 429, 5xx, broken connections, time limits, answers that are
+    no JSON); what is wrong with one request comes back as `Refused`; all else raises ScoreError.
+    """
+
+    def __init__(self, server: Server) -> None:
+        import httpx
+
+        self.server = server
+        self._key = server.key()
+        headers = {"User-Agent": "karat", "Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._client = httpx.AsyncClient(
+            headers=headers,
+            timeout=httpx.Timeout(server.timeout, connect=min(10.0, server.timeout), pool=None),
+            limits=httpx.Limits(
+                max_connections=server.concurrency, max_keepalive_connections=server.concurrency
+            ),
+            follow_redirects=False,
+            # A proxy that is set for the world must not get what is meant for this machine.
+            trust_env=not server.loopback,
+        )
+        self._places = asyncio.Semaphore(server.concurrency)
+        self._not_before = 0.0
+        self._running: set[Future[list[Reply]]] = set()
+        self._loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=self._loop.run_forever, name="karat-server", daemon=True)
+        thread.start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        on_interrupt(self)
+
+    def ask(self, asks: Sequence[Ask], tries: int | None = None) -> list[Reply]:
+        """Send all at once and wait for every answer, in order; where one raises, the rest is cancelled."""
+        if not asks:
+            return []
+        future = asyncio.run_coroutine_threadsafe(self._all(asks, tries or self.server.tries), self._loop)
+        self._running.add(future)
+        try:
+            # In short steps, as on some systems no signal wakes a thread from a wait without an end.
+            while not wait([future], timeout=HEAR_SECONDS).done:
+                pass
+            return future.result()
+        except CancelledError:
+            raise ScoreError("was given up", where=self.server.url) from None
+        finally:
+            future.cancel()
+            self._running.discard(future)
+
+    def interrupt(self) -> None:
+        """Give up what is in flight, for whoever waits for it."""
+        for future in list(self._running):
+            future.cancel()
+
+    async def _all(self, asks: Sequence[Ask], tries: int) -> list[Reply]:
+        tasks = [asyncio.create_task(self._one(ask, tries)) for ask in asks]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done() and (error := task.exception()) is not None:
+                    raise error
+            return [task.result() for task in tasks]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _one(self, ask: Ask, tries: int) -> Reply:
+        async with self._places:
+            for attempt in count(1):
+                await self._pause()
+                outcome = await self._try(ask)
+                if not isinstance(outcome, Again):
+                    return outcome
+                if attempt == tries:
+                    told = f"{outcome.why}, {tries} times" if tries > 1 else outcome.why
+                    self._stop(told, ask, _UNREACHABLE if outcome.unreachable else _GO_ON)
+                if outcome.after is not None:
+                    if outcome.after > retrying.LONGEST_ASKED:
+                        self._stop(f"asks to wait {outcome.after:,.0f} s: {outcome.why}", ask)
+                    self._not_before = max(self._not_before, self._loop.time() + outcome.after)
+                await asyncio.sleep(retrying.wait(outcome, attempt, self.server.seed, ask.label))
+        raise AssertionError("counting has no end")
+
+    async def _pause(self) -> None:
+        """A server that asks one request to wait has no time for the others either."""
+        while (left := self._not_before - self._loop.time()) > 0:
+            await asyncio.sleep(left)
+
+    async def _try(self, ask: Ask) -> Reply | Again:
+        import httpx
+
+        address = self.server.endpoint(ask.path)
+        try:
+            async with asyncio.timeout(self.server.timeout):
+                if ask.body is None:
+                    response = await self._client.get(address)
+                else:
+                    # Lone surrogates cannot be encoded; ASCII escapes carry every string.
+                    response = await self._client.post(address, content=json.dumps(ask.body))
+        except (TimeoutError, httpx.TimeoutException):
+            return Again(f"gives no answer within {self.server.timeout:g} s")
+        except httpx.ConnectError as error:
+            return Again(f"cannot be reached: {self._said(str(error))}", unreachable=True)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            return Again(f"breaks off: {type(error).__name__} {self._said(str(error))}".rstrip())
+        return self._read(response, ask)
+
+    def _read(self, response: httpx.Response, ask: Ask) -> Reply | Again:
+        status = response.status_code
+        if status == 200:
+            try:
+                found = json.loads(response.content)
+            except (ValueError, RecursionError):
+                found = None
+            return found if isinstance(found, dict) else Again("answers with no JSON object")
+        told = f"answers {status}: {self._said(_message(response))}"
+        if retrying.passing(status):
+            return Again(told, retrying.retry_after(response.headers.get("Retry-After")))
+        if status in _ROW or (ask.optional and status in (404, 405)):
+            return Refused(told)
+        if 300 <= status < 400:
+            to = self._said(response.headers.get("Location", "nowhere"))
+            self._stop(f"redirects to {to}, which is not followed", ask, "give the final address as `url`")
+        hints = {401: "is the key right, and its variable named in api_key_env?", 404: _NOT_FOUND}
+        self._stop(told, ask, hints.get(status))
+
+    def _stop(self, problem: str, ask: Ask, hint: str | None = None) -> NoReturn:
+        about = f", row {ask.label}" if ask.label else ""
+        raise ScoreError(problem, where=f"server {self.server.endpoint(ask.path)}{about}", hint=hint)
+
+    def _said(self, text: str) -> str:
+        """A foreign text on one line, short, and without the key, should the server repeat it."""
+        line = " ".join(text.encode("utf-8", "replace").decode().split())
+        if self._key:
+            line = line.replace(self._key, "***")
+        return line if len(line) <= 300 else line[:297] + "..."
+
+
+_UNREACHABLE = "is the server up, and the address right?"
+_GO_ON = "what is scored is kept: the same command goes on from there"
+_NOT_FOUND = "is `model` a name that the server knows, and does the address end in /v1?"
+
+
+def _message(response: httpx.Response) -> str:
+    """What an error answer says: OpenAI's `error.message`, or the text itself."""
+    try:
+        found = json.loads(response.content)
+    except (ValueError, RecursionError):
+        return response.text
+    for name in ("error", "message", "detail"):
+        if isinstance(found, dict) and found.get(name):
+            found = found[name]
+    return found if isinstance(found, str) else json.dumps(found)
+
+
+def channel(server: Server) -> Channel:
+    """The channel of this process to a server; raises ScoreError where its key is missing."""
+    return _channel(server, server.key(), os.getpid())
+
+
+@lru_cache(maxsize=8)
+def _channel(server: Server, key: str | None, process: int) -> Channel:
+    return Channel(server)

@@ -52,7 +52,7 @@ class ModelScorer(Scorer):
     Scorers whose settings of the model are equal share its passes: see `karat.scorers.model.runner`.
     """
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "server"})
+    neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "server", "tokenizer"})
     """Settings that decide how fast and where, not what: they are no part of the digest."""
 
     served: ClassVar[bool] = False

@@ -78,18 +78,21 @@ class Channel:
         self._places = asyncio.Semaphore(server.concurrency)
         self._not_before = 0.0
         self._running: set[Future[list[Reply]]] = set()
+        self._interrupted = self._reached = False
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=self._loop.run_forever, name="karat-server", daemon=True)
         thread.start()
         weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
         on_interrupt(self)
 
-    def ask(self, asks: Sequence[Ask], tries: int | None = None) -> list[Reply]:
+    def ask(self, asks: Sequence[Ask]) -> list[Reply]:
         """Send all at once and wait for every answer, in order; where one raises, the rest is cancelled."""
         if not asks:
             return []
-        future = asyncio.run_coroutine_threadsafe(self._all(asks, tries or self.server.tries), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._all(asks), self._loop)
         self._running.add(future)
+        if self._interrupted:  # looked at after the future can be seen, so that none slips through
+            future.cancel()
         try:
             # In short steps, as on some systems no signal wakes a thread from a wait without an end.
             while not wait([future], timeout=HEAR_SECONDS).done:
@@ -102,12 +105,17 @@ class Channel:
             self._running.discard(future)
 
     def interrupt(self) -> None:
-        """Give up what is in flight, for whoever waits for it."""
+        """Give up what is in flight, and what comes, until a new run begins."""
+        self._interrupted = True
         for future in list(self._running):
             future.cancel()
 
-    async def _all(self, asks: Sequence[Ask], tries: int) -> list[Reply]:
-        tasks = [asyncio.create_task(self._one(ask, tries)) for ask in asks]
+    def resume(self) -> None:
+        """Take requests again."""
+        self._interrupted = False
+
+    async def _all(self, asks: Sequence[Ask]) -> list[Reply]:
+        tasks = [asyncio.create_task(self._one(ask)) for ask in asks]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in tasks:
@@ -119,15 +127,17 @@ class Channel:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _one(self, ask: Ask, tries: int) -> Reply:
+    async def _one(self, ask: Ask) -> Reply:
+        tries = self.server.tries
         async with self._places:
             for attempt in count(1):
                 await self._pause()
                 outcome = await self._try(ask)
                 if not isinstance(outcome, Again):
                     return outcome
-                if attempt == tries:
-                    told = f"{outcome.why}, {tries} times" if tries > 1 else outcome.why
+                # Where nobody has answered yet, a long wait would only hide a wrong address.
+                if attempt == tries or (outcome.unreachable and not self._reached):
+                    told = f"{outcome.why}, {attempt} times" if attempt > 1 else outcome.why
                     self._stop(told, ask, _UNREACHABLE if outcome.unreachable else _GO_ON)
                 if outcome.after is not None:
                     if outcome.after > retrying.LONGEST_ASKED:
@@ -161,6 +171,7 @@ class Channel:
         return self._read(response, ask)
 
     def _read(self, response: httpx.Response, ask: Ask) -> Reply | Again:
+        self._reached = True
         status = response.status_code
         if status == 200:
             try:

@@ -65,8 +65,7 @@ def served_facts(server: Server, model: str, revision: str | None) -> str:
     """
     if revision is not None:
         return f"served:{model}@{revision}"
-    # A server that is down should say so at once; a busy one may be given a moment.
-    reply = channel(server).ask([Ask("/models", optional=True)], tries=2)[0]
+    reply = channel(server).ask([Ask("/models", optional=True)])[0]
     told: list[dict[str, str]] = []
     if not isinstance(reply, Refused):
         listed = reply.get("data")

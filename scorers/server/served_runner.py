@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,9 +13,10 @@ import torch
 from karat.errors import ScoreError
 from karat.scorers.model.runner import Request
 from karat.scorers.model.tokens import ids_of, start_of
-from karat.scorers.server.client import Ask, Channel, Refused, Reply, channel
+from karat.scorers.server.client import Ask, Refused, Reply, channel
 from karat.scorers.server.completions import Answer, body, read
 from karat.scorers.server.served_states import ServedStates
+from karat.scorers.server.settings import Server
 
 if TYPE_CHECKING:
     from karat.scorers.model.source import ModelScorer
@@ -29,12 +31,13 @@ Consume = Callable[[int, "ServedStates | str"], None]
 class ServedRunner:
     """Runs requests through a server. Equal sequences are asked once, whoever wants them."""
 
-    def __init__(self, line: Channel, model: str, tokenizer: Any) -> None:
-        self.line = line
+    def __init__(self, server: Server, model: str, tokenizer: Any) -> None:
+        self.server = server
         self.model = model
         self.tokenizer = tokenizer
         self.tokens = 0
         """Tokens asked about so far."""
+        self._trying = Lock()
         self._works: set[tuple[bool, int]] = set()
 
     def run(self, requests: Sequence[Request], consume: Consume) -> None:
@@ -43,10 +46,11 @@ class ServedRunner:
         for index, request in enumerate(requests):
             askers.setdefault(request.ids, []).append(index)
         wanted = [(ids, *self._wanted(ids, [requests[i] for i in same])) for ids, same in askers.items()]
-        for prompt, top in sorted({(prompt, top) for _, prompt, top in wanted} - self._works):
-            self._try_out(prompt, top)
+        with self._trying:
+            for prompt, top in sorted({(prompt, top) for _, prompt, top in wanted} - self._works):
+                self._try_out(prompt, top)
         asks = [self._ask(*of_one) for of_one in wanted]
-        for (ids, prompt, top), reply in zip(wanted, self.line.ask(asks), strict=True):
+        for (ids, prompt, top), reply in zip(wanted, channel(self.server).ask(asks), strict=True):
             answer = self._answer(reply, ids, prompt, top)
             self.tokens += len(ids)
             for index in askers[ids]:
@@ -60,23 +64,23 @@ class ServedRunner:
 
     def _ask(self, ids: tuple[int, ...], prompt: bool, top: int) -> Ask:
         about = f"that begins with {self.tokenizer.decode(ids[:24])!r}"
-        return Ask("/completions", body(self.line.server, self.model, ids, prompt, top), about)
+        return Ask("/completions", body(self.server, self.model, ids, prompt, top), about)
 
     def _answer(self, reply: Reply, ids: tuple[int, ...], prompt: bool, top: int) -> Answer | str:
         if isinstance(reply, Refused):
             return f"the server {reply.why}"
-        return read(self.line.server, reply, ids, prompt, top)
+        return read(self.server, reply, ids, prompt, top)
 
     def _try_out(self, prompt: bool, top: int) -> None:
         """One small request of the kind; raises ScoreError where the server cannot do it for any row."""
         ids = (*start_of(self.tokenizer), *ids_of(self.tokenizer, "a b"))
-        reply = self.line.ask([self._ask(ids, prompt, top)], tries=3)[0]
+        reply = channel(self.server).ask([self._ask(ids, prompt, top)])[0]
         found = self._answer(reply, ids, prompt, top)
         if isinstance(found, str):
-            other = "openai" if self.line.server.dialect == "vllm" else "vllm"
+            other = "openai" if self.server.dialect == "vllm" else "vllm"
             raise ScoreError(
                 f"a first request shows that it cannot be used: {found}",
-                where=f"server {self.line.server.url}",
+                where=f"server {self.server.url}",
                 hint=f"the server must give log-probabilities for echoed token ids; or try dialect: {other}; "
                 "is `tokenizer` that of the served model?",
             )
@@ -85,7 +89,7 @@ class ServedRunner:
     def _states(self, request: Request, answer: Answer) -> ServedStates:
         positions = torch.tensor(request.positions, dtype=torch.long)
         following = torch.tensor((*request.ids[1:], -1), dtype=torch.long)[positions]
-        by_id = self.line.server.dialect == "vllm"
+        by_id = self.server.dialect == "vllm"
         return ServedStates(positions, following, answer, self.tokenizer, by_id)
 
 
@@ -118,4 +122,4 @@ def connect(scorer: ModelScorer) -> ServedModel:
             where="tokenizer",
             hint="name the served model's tokenizer: a folder, or a Hub id",
         ) from error
-    return ServedModel(tokenizer, ServedRunner(channel(scorer.server), str(scorer.model), tokenizer))
+    return ServedModel(tokenizer, ServedRunner(scorer.server, str(scorer.model), tokenizer))

@@ -12,7 +12,10 @@ class Interruptible(Protocol):
     """Something that waits, and can stop waiting."""
 
     def interrupt(self) -> None:
-        """Make whoever waits fail at once."""
+        """Make whoever waits fail at once, and whoever comes next, until `resume`."""
+
+    def resume(self) -> None:
+        """A new run begins."""
 
 
 _waiting: WeakSet[Interruptible] = WeakSet()
@@ -25,7 +28,12 @@ def on_interrupt(waiter: Interruptible) -> None:
 
 @contextmanager
 def telling_waiters() -> Iterator[None]:
-    """Ctrl-C and SIGTERM reach the main thread alone; pass them on to threads that it would wait for."""
+    """Ctrl-C and SIGTERM reach the main thread alone; pass them on to threads that it would wait for.
+
+    Work that still queues then is not begun.
+    """
+    for waiter in list(_waiting):
+        waiter.resume()
     try:
         yield
     except GeneratorExit:

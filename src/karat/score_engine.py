@@ -7,7 +7,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
@@ -22,6 +22,7 @@ from karat.score_contract import checked, empty_scores
 
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 4 << 20
+HEAR_SECONDS = 0.3
 
 OnChunk = Callable[[int, float], None]
 """Called with the rows done so far and the seconds since the start."""
@@ -252,6 +253,9 @@ def _in_order(
                 if not waiting:
                     return
                 chunk, future = waiting.popleft()
+                # In short steps: on some systems no signal wakes a thread from a wait without an end.
+                while not wait([future], timeout=HEAR_SECONDS).done:
+                    pass
                 yield chunk, future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

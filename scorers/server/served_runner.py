@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,8 @@ class ServedModel:
 
     @contextmanager
     def borrowed(self) -> Iterator[ServedModel]:
-        """Itself: the channel bounds what is in flight."""
-        yield self
+        """With a runner of its own, which counts its own tokens; the channel bounds what is in flight."""
+        yield replace(self, runner=copy.copy(self.runner))
 
 
 def connect(scorer: ModelScorer) -> ServedModel:

@@ -64,7 +64,7 @@ def source_problem(scorer: DerivedScorer, written: Mapping[str, pl.DataType]) ->
     for name in scorer.sources():
         if name not in written:
             return name, f"no scorer before it writes the column {name!r}; {closest(name, written)}"
-        if not written[name].is_numeric():
+        if not _of_numbers(written[name]):
             return name, f"the column {name!r} is {written[name]}, not a number"
     return None
 
@@ -110,7 +110,7 @@ def derive_columns(
             raise ScoreError(
                 f"there is no column {name!r} in the scores", where=where, hint=closest(name, known)
             )
-        if table[name].dtype != pl.Null and not table[name].dtype.is_numeric():
+        if table[name].dtype != pl.Null and not _of_numbers(table[name].dtype):
             raise ScoreError(f"the column {name!r} is {table[name].dtype}, not a number", where=where)
         if table[name].dtype.is_float():
             _refuse_non_finite(table, name, where)
@@ -119,6 +119,12 @@ def derive_columns(
     with blaming(scorer, f"derived columns of {table.height} rows"):
         columns = scorer.derive(shown, texts, reference if scorer.needs_reference else None)
     return checked(scorer, table["id"], columns)
+
+
+def _of_numbers(dtype: pl.DataType) -> bool:
+    """Numbers, or a list of them in each row."""
+    inner = dtype.inner if isinstance(dtype, pl.List) else dtype
+    return inner.is_numeric()
 
 
 def _refuse_non_finite(table: pl.DataFrame, name: str, where: str) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from karat.scorers.donod import Donod as Donod
     from karat.scorers.dsir import Dsir as Dsir
     from karat.scorers.ifd import Ifd as Ifd
+    from karat.scorers.judge import Judge as Judge
     from karat.scorers.length import Length as Length
     from karat.scorers.length_control import LengthControl as LengthControl
     from karat.scorers.loss import Loss as Loss
@@ -32,6 +33,7 @@ MEMBERS = {
     "perplexity": "karat.scorers.perplexity:Perplexity",
     "cross_entropy_difference": "karat.scorers.cross_entropy_difference:CrossEntropyDifference",
     "dsir": "karat.scorers.dsir:Dsir",
+    "judge": "karat.scorers.judge:Judge",
     "length": "karat.scorers.length:Length",
     "length_control": "karat.scorers.length_control:LengthControl",
     "nearest_target": "karat.scorers.nearest_target:NearestTarget",

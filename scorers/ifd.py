@@ -45,6 +45,7 @@ class Ifd(DecoderScorer):
     are tokenised together; a row that fails scores 0. The texts of the papers were not compared.
     """
 
+    served: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("text", "prompt", "response")
     summary: ClassVar[str] = "perplexity of the response with its prompt, over that without it"
     formula: ClassVar[str] = (

@@ -25,6 +25,7 @@ from karat.errors import KaratError
 from karat.parts import Scorer
 from karat.registry import load
 from karat.scorers.donod import Donod
+from karat.scorers.ifd import Ifd
 from karat.scorers.loss import Loss
 from karat.scorers.model.runner import Request
 from karat.scorers.perplexity import Perplexity
@@ -33,6 +34,7 @@ from karat.scorers.server.served_runner import TOP, ServedRunner
 from karat.scorers.server.served_states import ServedStates
 from karat.scorers.server.settings import Server
 
+KINDS: tuple[Any, ...] = (Loss, Perplexity, Ifd)
 ROWS = pl.DataFrame(
     {
         "id": list("abcdefgh"),
@@ -78,8 +80,8 @@ def test_a_server_gives_the_numbers_of_the_local_path(
     stub: ServedStub, pair: tuple[Any, Any], dialect: str
 ) -> None:
     how = {"server": {"dialect": dialect}, "max_tokens": 32}
-    found = karat.score([served(Loss, stub, **how), served(Perplexity, stub, **how)], ROWS)
-    local = karat.score([Loss(model=pair, max_tokens=32), Perplexity(model=pair, max_tokens=32)], ROWS)
+    found = karat.score([served(kind, stub, **how) for kind in KINDS], ROWS)
+    local = karat.score([kind(model=pair, max_tokens=32) for kind in KINDS], ROWS)
     assert found.columns == local.columns
     for column in found.columns:
         if found[column].dtype == pl.Float64:
@@ -104,10 +106,9 @@ def test_the_prompts_of_a_chunk_are_in_flight_together(stub: ServedStub) -> None
     rows = pl.DataFrame({"id": [f"r{i}" for i in range(80)], "text": [f"row {i}" for i in range(80)]})
     scorer = served(Perplexity, stub)
     prepared = scorer.prepare(None)
-    karat.score(scorer, rows[:1], workers=1)  # the try-out goes alone
+    scorer.score(rows[:1], prepared)  # the try-out goes alone
     stub.wait_for = 80
-    view = rows.with_columns(prompt=pl.lit(None, pl.String), response=pl.lit(None, pl.String))
-    table = scorer.score(view, prepared)
+    table = scorer.score(rows, prepared)
     assert stub.most_at_once == 80
     assert set(table["perplexity.status"]) == {"ok"}
 
@@ -311,7 +312,7 @@ def test_the_key_is_nowhere_but_in_the_request(
     digest = scorer.digest()
     table = karat.score(scorer, ROWS)
     assert table["perplexity.nats"].null_count() == 0
-    stub.before = lambda call: Given(400, {"error": {"message": f"bad key {KEY}"}})
+    stub.before = failing_first(1_000, Given(400, {"error": {"message": f"bad key {KEY}"}}))
     table = karat.score(served(Perplexity, stub, server={"api_key_env": "KARAT_TEST_KEY"}), ROWS)
     assert "bad key ***" in table["perplexity.status"][0]
     said = capfd.readouterr()

@@ -16,7 +16,6 @@ from karat.scorers.model.source import ModelScorer
 if TYPE_CHECKING:
     from karat.scorers.model.asking import Asking
     from karat.scorers.model.states import States
-    from karat.scorers.server.served_runner import ServedModel
 
 
 class DecoderScorer(ModelScorer):
@@ -45,7 +44,7 @@ class DecoderScorer(ModelScorer):
         """Scorers of the same model are asked in the same pass."""
         return self.source()
 
-    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Held | ServedModel:
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
         """Load the model, unless a scorer of the same model has; or what a served one is asked through."""
         if self.server is not None:
             from karat.scorers.server.served_runner import connect
@@ -55,7 +54,7 @@ class DecoderScorer(ModelScorer):
         with held.borrowed():
             return held
 
-    def score(self, rows: pl.DataFrame, prepared: Held | ServedModel) -> pl.DataFrame:
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Ask the model about each row."""
         return self.score_together([self], rows, [prepared])[0]
 

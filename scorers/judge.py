@@ -134,9 +134,9 @@ class Judge(Scorer):
         return connect(self)
 
     def notes(self, prepared: Asked) -> tuple[str, ...]:
-        """What was spent so far, if anything."""
-        spent = prepared.ledger.spent()
-        return (spent,) if spent else ()
+        """What was spent so far, once more than the first question was asked."""
+        ledger = prepared.ledger
+        return (f"when last asked, {ledger.spent()}",) if ledger.answers > 1 else ()
 
     def score(self, rows: pl.DataFrame, prepared: Asked) -> pl.DataFrame:
         """Ask about every row of the chunk at once."""

@@ -12,7 +12,8 @@ from karat.progress import spend
 from karat.scorers.judge_answer import Verdict, verdict
 from karat.scorers.judge_ledger import Caps, Ledger
 from karat.scorers.judge_prompt import FIELDS, messages
-from karat.scorers.server.client import Ask, Refused, Reply, channel
+from karat.scorers.server.client import channel
+from karat.scorers.server.replies import Ask, Refused, Reply
 
 if TYPE_CHECKING:
     from karat.scorers.judge import Judge

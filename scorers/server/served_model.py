@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from pydantic_core import PydanticCustomError
 
 from karat.scorers.model.files import model_files_digest
-from karat.scorers.server.client import Ask, Refused, channel
+from karat.scorers.server.client import channel
+from karat.scorers.server.replies import Ask, Refused
 from karat.scorers.server.settings import Server
 
 if TYPE_CHECKING:

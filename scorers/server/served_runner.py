@@ -14,8 +14,9 @@ import torch
 from karat.errors import ScoreError
 from karat.scorers.model.runner import Request
 from karat.scorers.model.tokens import ids_of, start_of
-from karat.scorers.server.client import Ask, Refused, Reply, channel
+from karat.scorers.server.client import channel
 from karat.scorers.server.completions import Answer, body, read
+from karat.scorers.server.replies import Ask, Refused, Reply
 from karat.scorers.server.served_states import ServedStates
 from karat.scorers.server.settings import Server
 

@@ -205,6 +205,10 @@ def score_file(chunk: Chunk) -> int:
     for scorer, share, table in zip(scorers, chunk.shares, tables, strict=True):
         kept = table.drop("id").insert_column(0, rows[DIGEST])
         write_parquet(kept.select(DIGEST, *_schema(scorer)), Path(share.result))
+    with _one_at_a_time:
+        # Again, as some know only now what there is to say: what the work has cost.
+        for scorer, share, ready in zip(scorers, chunk.shares, prepared, strict=True):
+            _keep_notes(list(scorer.notes(ready)), Path(share.result).with_name(NOTES))
     return chunk.count
 
 

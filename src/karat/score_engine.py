@@ -78,7 +78,11 @@ def score_group(
         fitted = fit_pool(scorer, view, reference_view, Fitting(workers)) if scorer.needs_pool() else None
         prepared.append(prepare(scorer, reference_view, fitted))
         tell(scorer, prepared[-1])
-    return score_prepared(group, view, prepared, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk)
+    told = [scorer.notes(ready) for scorer, ready in zip(group, prepared, strict=True)]
+    tables = score_prepared(group, view, prepared, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk)
+    for scorer, ready, before in zip(group, prepared, told, strict=True):
+        tell(scorer, ready, before)
+    return tables
 
 
 def score_prepared(
@@ -134,9 +138,9 @@ def prepare(scorer: Scorer, reference: pl.DataFrame | None, fitted: Arrays | Non
         return scorer.prepare(seen) if fitted is None else scorer.prepare(seen, fitted)
 
 
-def tell(scorer: Scorer, prepared: Any) -> None:
-    """Warn of what the scorer notes about its reference."""
-    for note in scorer.notes(prepared):
+def tell(scorer: Scorer, prepared: Any, told: Sequence[str] = ()) -> None:
+    """Warn of what the scorer notes about its reference, or about its work, and has not been told yet."""
+    for note in (note for note in scorer.notes(prepared) if note not in told):
         warnings.warn(f"{scorer.kind}: {note}", UserWarning, stacklevel=4)
 
 

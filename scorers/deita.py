@@ -19,7 +19,7 @@ class Deita(DerivedScorer):
     The sum favours long conversations, as the paper's does; `turns: mean` does not. Null where a source is
     null, and where the two have unlike numbers of turns: the status says which.
 
-    Liu et al. 2024, arXiv 2312.15685, section 3.4; the public code broadcasts a single turn over many,
+    Liu et al. 2024, arXiv 2312.15685, section 3; the public code broadcasts a single turn over many,
     which here has no score.
     """
 

@@ -25,7 +25,7 @@ class DeitaComplexity(DeitaScorer):
     instruction in any turn, has no score ("failed: no instruction").
 
     Liu et al. 2024, "What Makes Good Data for Alignment? A Comprehensive Study of Automatic Data Selection
-    in Instruction Tuning", arXiv 2312.15685, section 3.2. The public code differs: it hard-codes token ids
+    in Instruction Tuning", arXiv 2312.15685. The public code differs: it hard-codes token ids
     for two vocabularies (here they come from the tokenizer, and raise ScoreError where a digit is no single
     token), pairs turns by position (here by roles), puts 3.0 where a digit is missing (here a failed score),
     does not truncate, reads special tokens that the data spells, and takes logits after generation settings

@@ -26,7 +26,7 @@ class DeitaQuality(DeitaScorer):
     The published scorer gives 2.0230105920381902 for the instruction "word to describe UI with helpful
     tooltips" and the response "User-friendly or intuitive UI" (the public code's README).
 
-    Liu et al. 2024, arXiv 2312.15685, section 3.3. For the differences from the public code see
+    Liu et al. 2024, arXiv 2312.15685. For the differences from the public code see
     DeitaComplexity.
     """
 

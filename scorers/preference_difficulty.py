@@ -25,14 +25,14 @@ class PreferenceDifficulty(DecoderScorer):
     and `rejected_nats` are the answers' -log p, summed. Prompt, a line break and answer are tokenised apart,
     as for Loss. Where one of the answers is over `max_tokens` its beginning counts ("truncated").
 
-    Used for choosing pairs, each time with a threshold or a quantile of its own:
-    Diwan et al. 2025, "Clear Preferences Leave Traces", arXiv 2501.15109: this margin of the reference
-    model, large ones kept. Qi et al. 2025, "Difficulty-Based Preference Data Selection by DPO Implicit
-    Reward Gap", arXiv 2508.04149, and Deng et al. 2025, "Less is More", arXiv 2502.14560: the margin of
-    implicit rewards, β (margin of a policy - margin of its reference): score with both models, subtract;
-    the first keeps small ones, the second large ones. They disagree, so direction and budget are left to
-    the selector. `margin_per_token` is the reward margin of SimPO (Meng et al. 2024, arXiv 2405.14734)
-    without its factor.
+    Margins choose pairs in several papers, which differ in whose margin and which end is kept. Diwan et
+    al. 2025, "Clear Preferences Leave Traces", arXiv 2501.15109: the reference model's probabilities tell
+    clear pairs, which are kept; that is the margin here. Qi et al. 2025, "Difficulty-Based Preference Data
+    Selection by DPO Implicit Reward Gap", arXiv 2508.04149: small gaps of DPO's implicit rewards are kept.
+    Deng et al. 2025, "Less is More", arXiv 2502.14560: large margins, implicit ones together with those of
+    reward models. An implicit reward's margin is β (a policy's margin - its reference's): score with both
+    models and subtract. As they disagree, direction and budget are left to the selector. `margin_per_token`
+    is the reward margin of SimPO (Meng et al. 2024, arXiv 2405.14734) without its factor.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("prompt", "response", "rejected")

@@ -46,4 +46,6 @@ class Perplexity(DecoderScorer):
 
     def conclude(self, reduced: Sequence[float]) -> dict[str, Any] | str:
         """The only sequence's."""
-        return {"perplexity.nats": reduced[0]}
+        from karat.scorers.model.finite import if_finite
+
+        return if_finite({"perplexity.nats": reduced[0]})

@@ -39,6 +39,7 @@ class SelectiveIfd(DerivedScorer):
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
+    lists: ClassVar[bool] = True
     summary: ClassVar[str] = "instruction-following difficulty over the most affected tokens"
     formula: ClassVar[str] = "exp(mean Δ_t over the share of tokens with the largest |Δ_t|)"
     paper: ClassVar[str] = "Fu et al. 2025 (T-SHIRT), arXiv 2506.01317"

@@ -18,6 +18,7 @@ from tiny_models import tiny_model
 from karat.deriving import derive_columns
 from karat.parts import DerivedScorer, Scorer
 from karat.registry import load
+from karat.rows import VIEW
 from karat.score_engine import score_view
 from karat.scorers import MEMBERS
 from karat.scorers.length import Length
@@ -33,6 +34,8 @@ DERIVED: tuple[dict[str, Any], ...] = (
 # One sequence at a time: in another batch the last bits differ.
 ASKS: dict[str, Any] = {"model": tiny_model("llama"), "max_tokens": 48, "batch_tokens": 1}
 ASKS_GPT2: dict[str, Any] = {**ASKS, "model": tiny_model("gpt2")}
+# deita's own words are some hundred and fifty bytes.
+PROMPTED: dict[str, Any] = {**ASKS, "max_tokens": 200}
 # A value that differs from the default, for what all scorers of models can be told.
 MODEL_CHANGES: dict[str, Any] = {
     "model": tiny_model("gpt2"),
@@ -46,6 +49,12 @@ MODEL_CHANGES: dict[str, Any] = {
 # How to make each member: settings to try, and for every setting a value that differs from the default.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "cross_entropy_difference": [{}, {"level": "words", "order": 2}, {"general": "pool", "order": 3}],
+    "deita": [
+        {"complexity": "length.tokens", "quality": "length.bytes"},
+        {"complexity": "length.tokens", "quality": "length.bytes", "turns": "mean"},
+    ],
+    "deita_complexity": [PROMPTED, {**PROMPTED, "turns": "mean"}],
+    "deita_quality": [PROMPTED, {**ASKS_GPT2, "max_tokens": 180, "turns": "mean"}],
     "donod": [
         ASKS,
         {**ASKS_GPT2, "tied": "exact"},
@@ -63,6 +72,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"embedder": "tfidf"},
     ],
     "perplexity": [ASKS, {**ASKS_GPT2, "dtype": "bfloat16"}],
+    "preference_difficulty": [ASKS, {**ASKS_GPT2, "max_tokens": 24}],
     "selective_ifd": [{"share": 1.0}, {"within": "row"}],
     "zip_fit": [
         {},
@@ -84,6 +94,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "seed": 1,
         "leave_one_out": False,
     },
+    "deita": {"complexity": "length.characters", "quality": "length.tokens", "turns": "mean"},
+    "deita_complexity": {**MODEL_CHANGES, "turns": "mean"},
+    "deita_quality": {**MODEL_CHANGES, "turns": "mean"},
     "donod": {
         **MODEL_CHANGES,
         "lr": 1e-3,
@@ -97,6 +110,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "length": {"tokenizer": "bytes"},
     "loss": MODEL_CHANGES,
     "perplexity": MODEL_CHANGES,
+    "preference_difficulty": MODEL_CHANGES,
     "selective_ifd": {"share": 0.75, "within": "row"},
     "zip_fit": {
         "level": 7,
@@ -119,7 +133,6 @@ CHANGES: dict[str, dict[str, Any]] = {
 SCORERS: list[Scorer] = [
     load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries
 ]
-VIEW = ("id", "text", "prompt", "response", "group")
 
 TEXTS: list[str | None] = [
     "def add(a, b):\n    return a + b",
@@ -150,13 +163,17 @@ def view(texts: list[str | None], ids: list[str] | None = None) -> pl.DataFrame:
     columns: dict[str, list[str | None]] = {
         name: {"id": list[str | None](ids), "text": texts}.get(name, [None] * len(texts)) for name in VIEW
     }
-    return pl.DataFrame(columns, dict.fromkeys(VIEW, pl.String))
+    return pl.DataFrame(columns, VIEW)
 
 
 def run(scorer: Scorer, rows: pl.DataFrame, **how: Any) -> pl.DataFrame:
     if "response" in scorer.reads:  # a text is the answer to something
         asked = pl.when(pl.col("text").is_not_null()).then(pl.lit("Go on."))
         rows = rows.with_columns(prompt=asked, response=pl.col("text"))
+    if "rejected" in scorer.reads:
+        rows = rows.with_columns(rejected=asked)
+    if "turns" in scorer.reads:  # a text is a question, and its turn has no answer where it is empty
+        rows = rows.with_columns(prompt=pl.col("text"))
     if isinstance(scorer, DerivedScorer):
         table = score_view(Length(), rows, None, **how)
         if scorer.kind == "selective_ifd":

@@ -20,6 +20,7 @@ from karat.interrupts import telling_waiters
 from karat.parts import Scorer
 from karat.progress import spend, spending
 from karat.score_contract import checked, empty_scores
+from karat.text_bytes import text_bytes
 
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 4 << 20
@@ -190,11 +191,8 @@ def chunks(
 
     A block holds at least one row, so a single huge row is a block of its own.
     """
-    texts = [
-        pl.col(name).str.len_bytes().cast(pl.Int64).fill_null(0)
-        for name, dtype in view.schema.items()
-        if dtype == pl.String and name != "id"
-    ]
+    sizes = [text_bytes(pl.col(name), dtype) for name, dtype in view.schema.items() if name != "id"]
+    texts = [size for size in sizes if size is not None]
     ends = view.select(pl.sum_horizontal(texts).cum_sum())[:, 0] if texts and view.height else None
     start = 0
     while start < view.height:

@@ -57,7 +57,8 @@ class DeitaScorer(DecoderScorer):
     def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
         """Load the model; raises ScoreError where its tokenizer has no single tokens for the digits."""
         ready = super().prepare(reference, fitted)
-        digit_ids(ready.tokenizer, self.fill("x", "x"))
+        with ready.borrowed() as asked:
+            digit_ids(asked.tokenizer, self.fill("x", "x"))
         return ready
 
     def ask(self, row: Mapping[str, Any], tokenizer: Any) -> Asking | str:

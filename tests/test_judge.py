@@ -400,7 +400,7 @@ def test_answers_without_a_count_are_booked_at_their_worst(stub: ServedStub) -> 
 
 
 def test_the_cost_is_told_at_the_end(stub: ServedStub) -> None:
-    with pytest.warns(UserWarning, match="judge: when last asked, .* in 6 answers, which cost 7e-05"):
+    with pytest.warns(UserWarning, match="judge: when last asked, .* in 6 answers, which cost 6.01e-05"):
         karat.score(judge(stub, price_out=1.0, price_in=0.00005), ROWS)
 
 

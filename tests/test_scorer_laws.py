@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from served_stub import ServedStub
 from tiny_models import tiny_model
 
 from karat.deriving import derive_columns
@@ -46,6 +47,10 @@ MODEL_CHANGES: dict[str, Any] = {
     "max_tokens": 47,
     "trust_remote_code": True,
 }
+# A judge that likes some lengths; it answers in this process, for as long as the tests run.
+JUDGE = ServedStub(name="judge")
+JUDGE.judge = lambda body: json.dumps({"score": 1 + len(body["messages"][1]["content"]) % 40 / 10})
+ASKS_JUDGE: dict[str, Any] = {"model": "judge", "server": JUDGE.url, "revision": "1"}
 # How to make each member: settings to try, and for every setting a value that differs from the default.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "cross_entropy_difference": [{}, {"level": "words", "order": 2}, {"general": "pool", "order": 3}],
@@ -62,6 +67,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "dsir": [{}, {"smoothing": 1e-8, "ngrams": 3}, {"tokens": "characters", "buckets": 97}],
     "ifd": [ASKS, {**ASKS_GPT2, "ratio": "loss", "cue": "### Response:", "token_deltas": True}],
+    "judge": [ASKS_JUDGE, {**ASKS_JUDGE, "samples": 2, "temperature": 1, "reasons": True}],
     "length": [{}, {"tokenizer": "bytes"}],
     "length_control": [{"of": "length.tokens", **more} for more in DERIVED],
     "loss": [ASKS],
@@ -107,6 +113,20 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "dsir": {"ngrams": 1, "buckets": 1_000, "smoothing": 1e-8, "tokens": "characters"},
     "ifd": {**MODEL_CHANGES, "ratio": "loss", "cue": "Answer:", "token_deltas": True},
+    "judge": {
+        "model": "other",
+        "revision": "2",
+        "lowest": 0,
+        "highest": 6,
+        "answer": "line",
+        "samples": {"samples": 3, "temperature": 0.5},
+        "temperature": 0.5,
+        "seed": 1,
+        "max_answer_tokens": 64,
+        "max_characters": 99,
+        "reasons": True,
+        "request": {"top_p": 0.9},
+    },
     "length": {"tokenizer": "bytes"},
     "loss": MODEL_CHANGES,
     "perplexity": MODEL_CHANGES,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,13 +25,16 @@ import karat
 from karat.errors import KaratError
 from karat.parts import Scorer
 from karat.registry import load
+from karat.scorers.deita_complexity import DeitaComplexity
+from karat.scorers.deita_quality import DeitaQuality
 from karat.scorers.donod import Donod
 from karat.scorers.ifd import Ifd
 from karat.scorers.loss import Loss
 from karat.scorers.model.runner import Request
 from karat.scorers.perplexity import Perplexity
 from karat.scorers.server import retrying
-from karat.scorers.server.served_runner import TOP, ServedRunner
+from karat.scorers.server.completions import TOP
+from karat.scorers.server.served_runner import ServedRunner
 from karat.scorers.server.served_states import ServedStates
 from karat.scorers.server.settings import Server
 
@@ -275,12 +279,35 @@ def test_the_next_token_by_name(stub: ServedStub, pair: tuple[Any, Any], dialect
     assert isinstance(states, ServedStates)
     assert states.next_log_probabilities(likely) == pytest.approx(logs[likely].tolist(), rel=1e-5)
     rare = next(t for t in logs.argsort().tolist() if 33 <= t < 127)
+    name = f"digit {chr(rare)}" if chr(rare).isdigit() else f"token {chr(rare)!r}"
     told = states.next_log_probabilities([*likely, rare])
     assert isinstance(told, str)
-    assert f"{chr(rare)!r} is not among the" in told
+    assert told == f"{name} is not among the 20 most likely tokens"
     assert seen[1].nats_n.shape == (2,)
     with pytest.raises(ValueError, match="nothing follows"):
         _ = states.nats_n
+
+
+@pytest.mark.parametrize("dialect", ["vllm", "openai"])
+@pytest.mark.parametrize("kind", [DeitaComplexity, DeitaQuality])
+def test_digits_from_a_server(
+    stub: ServedStub, pair: tuple[Any, Any], kind: Any, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = served(kind, stub, server={"dialect": dialect})
+    found = karat.score(scorer, ROWS)
+    whole = f"{scorer.kind}.status"
+    missing = [status for status in found[whole] if "is not among the 20 most likely tokens" in status]
+    assert missing, "random weights: no digit is likely"
+    assert all(re.fullmatch(r"failed: digit [1-6] is not .*", status) for status in missing)
+    assert found[f"{scorer.kind}.score"].is_null().to_list() == [s.startswith("failed") for s in found[whole]]
+    for module in ("served_runner", "served_states"):
+        monkeypatch.setattr(f"karat.scorers.server.{module}.TOP", 259)
+    found, local = karat.score(scorer, ROWS), karat.score(kind(model=pair), ROWS)
+    assert found[whole].to_list() == local[whole].to_list()
+    assert found[whole].to_list().count("ok") >= 4
+    for column in (f"{scorer.kind}.score",):
+        expected = local[column].drop_nulls().to_list()
+        assert found[column].drop_nulls().to_list() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_wrong_name_and_the_wrong_key_are_sentences(

@@ -9,6 +9,8 @@ from typing import Any
 
 from karat.scorers.server.settings import Server
 
+TOP = 20
+"""Most likely next tokens that are asked for: what vLLM gives unless it was started with --max-logprobs."""
 IMPOSSIBLE = -9999.0
 """What servers write for log 0, as JSON has no infinity."""
 

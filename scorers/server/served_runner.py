@@ -15,16 +15,13 @@ from karat.errors import ScoreError
 from karat.scorers.model.runner import Request
 from karat.scorers.model.tokens import ids_of, start_of
 from karat.scorers.server.client import channel
-from karat.scorers.server.completions import Answer, body, read
+from karat.scorers.server.completions import TOP, Answer, body, read
 from karat.scorers.server.replies import Ask, Refused, Reply
 from karat.scorers.server.served_states import ServedStates
 from karat.scorers.server.settings import Server
 
 if TYPE_CHECKING:
     from karat.scorers.model.source import ModelScorer
-
-TOP = 20
-"""Most likely next tokens that are asked for: what vLLM gives unless it was started with --max-logprobs."""
 
 Consume = Callable[[int, "ServedStates | str"], None]
 """Called once for each request with its states, or with why there are none."""

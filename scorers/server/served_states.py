@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from karat.scorers.server.completions import Answer
+from karat.scorers.server.completions import TOP, Answer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +53,8 @@ class ServedStates:
             )
             value = next((self.answer.next[name] for name in names if name in self.answer.next), None)
             if value is None:
-                return f"{text.strip()!r} is not among the {len(self.answer.next)} most likely tokens"
+                shown = text.strip()
+                which = f"digit {shown}" if shown.isdigit() else f"token {shown!r}"
+                return f"{which} is not among the {TOP} most likely tokens"
             found.append(value)
         return tuple(found)

@@ -125,7 +125,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "max_answer_tokens": 64,
         "max_characters": 99,
         "reasons": True,
-        "request": {"top_p": 0.9},
+        "request": {"request": {"top_p": 0.9}},
     },
     "length": {"tokenizer": "bytes"},
     "loss": MODEL_CHANGES,
@@ -208,7 +208,9 @@ def default(kind: str) -> Scorer:
     return scorer
 
 
-every_scorer = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+every_scorer = pytest.mark.parametrize(
+    "scorer", SCORERS, ids=lambda scorer: repr(scorer).replace(JUDGE.url, "URL")
+)
 
 
 def test_every_member_is_in_the_battery() -> None:

@@ -256,6 +256,16 @@ def test_an_answer_that_lacks_something_is_never_a_score(stub: ServedStub, chang
         karat.score(served(Perplexity, stub, server={"seed": 2}), ROWS)
 
 
+def test_rows_are_cut_to_what_the_server_reads(stub: ServedStub, pair: tuple[Any, Any]) -> None:
+    stub.models = [{"id": "tiny", "max_model_len": 51}]
+    table = karat.score(served(Perplexity, stub), ROWS)
+    assert max(len(body["prompt"]) for body in stub.asked()) == 50
+    assert table["perplexity.status"][7] == "truncated"
+    local = karat.score(Perplexity(model=pair, max_tokens=50), ROWS)
+    expected = local["perplexity.nats"].to_list()
+    assert table["perplexity.nats"].to_list() == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_prompt_that_was_cut_by_the_server_is_no_score(stub: ServedStub) -> None:
     whole = stub.completion
     stub.completion = lambda body: whole({**body, "prompt": body["prompt"][:20]})  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import PydanticCustomError
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HERE_ONLY = ("adapter", "dtype", "quantization", "device", "batch_tokens")
 """Settings of a model that is loaded here; a server has decided them already."""
-_TELLING = ("id", "root", "parent", "owned_by")
+_TELLING = ("id", "root", "parent", "owned_by", "max_model_len")
 """Fields of `GET /models` that stay the same while the model does; vLLM's `created` is the time of asking."""
 _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt",
               "*.model", "*.tiktoken", "chat_template*")  # fmt: skip
@@ -66,14 +66,23 @@ def served_facts(server: Server, model: str, revision: str | None) -> str:
     """
     if revision is not None:
         return f"served:{model}@{revision}"
-    reply = channel(server).ask([Ask("/models", optional=True)])[0]
-    told: list[dict[str, str]] = []
-    if not isinstance(reply, Refused):
-        listed = reply.get("data")
-        for entry in listed if isinstance(listed, list) else ():
-            if isinstance(entry, dict) and entry.get("id") == model:
-                told.append({name: str(entry[name]) for name in _TELLING if entry.get(name)})
+    entry = listed(server, model)
+    told = {name: str(entry[name]) for name in _TELLING if entry.get(name)}
     return f"served:{model}:{json.dumps(told, sort_keys=True)}"
+
+
+def listed(server: Server, model: str) -> dict[str, Any]:
+    """What `GET /models` tells about a model; empty where there is no such list, or the model is not in it."""
+    reply = channel(server).ask([Ask("/models", optional=True)])[0]
+    found = None if isinstance(reply, Refused) else reply.get("data")
+    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return next((entry for entry in entries if entry.get("id") == model), {})
+
+
+def longest(server: Server, model: str) -> int | None:
+    """Tokens that may be asked about: all that the server reads but the one that is generated."""
+    told = listed(server, model).get("max_model_len")
+    return told - 1 if isinstance(told, int) and told > 2 else None
 
 
 def tokenizer_digest(name: str) -> str:

@@ -17,6 +17,7 @@ from karat.scorers.model.tokens import ids_of, start_of
 from karat.scorers.server.client import channel
 from karat.scorers.server.completions import TOP, Answer, body, read
 from karat.scorers.server.replies import Ask, Refused, Reply
+from karat.scorers.server.served_model import longest
 from karat.scorers.server.served_states import ServedStates
 from karat.scorers.server.settings import Server
 
@@ -30,10 +31,12 @@ Consume = Callable[[int, "ServedStates | str"], None]
 class ServedRunner:
     """Runs requests through a server. Equal sequences are asked once, whoever wants them."""
 
-    def __init__(self, server: Server, model: str, tokenizer: Any) -> None:
+    def __init__(self, server: Server, model: str, tokenizer: Any, longest: int | None = None) -> None:
         self.server = server
         self.model = model
         self.tokenizer = tokenizer
+        self.longest = longest
+        """Tokens that the server can be asked about; None where it does not say."""
         self.tokens = 0
         """Tokens asked about so far."""
         self._trying = Lock()
@@ -121,4 +124,5 @@ def connect(scorer: ModelScorer) -> ServedModel:
             where="tokenizer",
             hint="name the served model's tokenizer: a folder, or a Hub id",
         ) from error
-    return ServedModel(tokenizer, ServedRunner(scorer.server, str(scorer.model), tokenizer))
+    reads = longest(scorer.server, str(scorer.model))
+    return ServedModel(tokenizer, ServedRunner(scorer.server, str(scorer.model), tokenizer, reads))

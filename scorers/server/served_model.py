@@ -72,7 +72,7 @@ def served_facts(server: Server, model: str, revision: str | None) -> str:
 
 
 def listed(server: Server, model: str) -> dict[str, Any]:
-    """What `GET /models` tells about a model; empty where there is no such list, or the model is not in it."""
+    """What `GET /models` tells about a model; empty where there is no such list, or not the model."""
     reply = channel(server).ask([Ask("/models", optional=True)])[0]
     found = None if isinstance(reply, Refused) else reply.get("data")
     entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []

@@ -461,7 +461,7 @@ def test_ctrl_c_does_not_wait_for_the_server(stub: ServedStub, workers: str) -> 
     def before(call: Call) -> Given | None:
         if call.path.endswith("completions") and next(seen):
             held.set()
-            released.wait(60)
+            released.wait(120)
         return None
 
     stub.before = before
@@ -473,6 +473,6 @@ def test_ctrl_c_does_not_wait_for_the_server(stub: ServedStub, workers: str) -> 
         signal.signal(signal.SIGINT, before_signal)
     assert held.wait(120)
     run.send_signal(signal.SIGINT)
-    said = run.communicate(timeout=30)[1]  # the requests are held for 60 s
+    said = run.communicate(timeout=60)[1]  # the requests are held for 120 s
     assert "KeyboardInterrupt" in said
     released.set()

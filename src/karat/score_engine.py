@@ -249,20 +249,20 @@ def _in_order(
     pool = ThreadPoolExecutor(workers, thread_name_prefix=f"karat-{group[0].kind}")
     waiting: deque[tuple[pl.DataFrame, Future[tuple[list[pl.DataFrame], Counter[str]]]]] = deque()
     try:
-        while True:
-            for chunk in islice(blocks, 2 * workers - len(waiting)):
-                waiting.append((chunk, pool.submit(_counted, group, chunk, prepared)))
-            if not waiting:
-                return
-            chunk, future = waiting.popleft()
-            with telling_waiters():
+        with telling_waiters():
+            while True:
+                for chunk in islice(blocks, 2 * workers - len(waiting)):
+                    waiting.append((chunk, pool.submit(_counted, group, chunk, prepared)))
+                if not waiting:
+                    return
+                chunk, future = waiting.popleft()
                 # In short steps: on some systems no signal wakes a thread from a wait without an end.
                 while not wait([future], timeout=HEAR_SECONDS).done:
                     pass
-            tables, spent = future.result()
-            for unit, amount in spent.items():
-                spend(unit, amount)
-            yield chunk, tables
+                tables, spent = future.result()
+                for unit, amount in spent.items():
+                    spend(unit, amount)
+                yield chunk, tables
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -168,7 +168,7 @@ def test_a_server_that_asks_to_wait_is_left_alone_by_every_request(stub: ServedS
     times.clear()
     table = scorer.score(ROWS.select("id", text=pl.col("id").repeat_by(3).list.join("")), prepared)
     assert set(table["perplexity.status"]) == {"ok"}
-    assert sum(at - times[0][0] < 0.9 for at, _ in times) <= 2, "two were in flight, the rest waits"
+    assert sum(at - times[0][0] < 0.9 for at, _ in times) <= 4, "what was in flight; the rest waits"
 
 
 def test_a_wait_of_an_hour_ends_the_run_with_a_sentence(stub: ServedStub) -> None:

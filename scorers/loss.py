@@ -22,6 +22,7 @@ class Loss(DecoderScorer):
     A row of plain text is all response. Prompt, a line break and response are tokenised apart.
     """
 
+    served: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("text", "prompt", "response")
     summary: ClassVar[str] = "loss of the response given the prompt, per token and in all"
     formula: ClassVar[str] = "-(1/n) Σ_t log p(y_t | prompt, y_<t) over the tokens of the response"
@@ -44,5 +45,7 @@ class Loss(DecoderScorer):
 
     def conclude(self, reduced: Sequence[tuple[float, int]]) -> dict[str, Any] | str:
         """Mean and sum."""
+        from karat.scorers.model.finite import if_finite
+
         total, count = reduced[0]
-        return {"loss.nats": total / count, "loss.total": total, "loss.tokens": count}
+        return if_finite({"loss.nats": total / count, "loss.total": total, "loss.tokens": count})

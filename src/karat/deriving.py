@@ -64,7 +64,7 @@ def source_problem(scorer: DerivedScorer, written: Mapping[str, pl.DataType]) ->
     for name in scorer.sources():
         if name not in written:
             return name, f"no scorer before it writes the column {name!r}; {closest(name, written)}"
-        if not written[name].is_numeric():
+        if not _suits(scorer, written[name]):
             return name, f"the column {name!r} is {written[name]}, not a number"
     return None
 
@@ -110,10 +110,9 @@ def derive_columns(
             raise ScoreError(
                 f"there is no column {name!r} in the scores", where=where, hint=closest(name, known)
             )
-        if table[name].dtype != pl.Null and not table[name].dtype.is_numeric():
+        if table[name].dtype != pl.Null and not _suits(scorer, table[name].dtype):
             raise ScoreError(f"the column {name!r} is {table[name].dtype}, not a number", where=where)
-        if table[name].dtype.is_float():
-            _refuse_non_finite(table, name, where)
+        _refuse_non_finite(table, name, where)
     shown = table.select("id", pl.col(list(dict.fromkeys(scorer.sources()))))
     texts = view.select(list(dict.fromkeys(("id", *scorer.reads))))
     with blaming(scorer, f"derived columns of {table.height} rows"):
@@ -121,8 +120,21 @@ def derive_columns(
     return checked(scorer, table["id"], columns)
 
 
+def _suits(scorer: DerivedScorer, dtype: pl.DataType) -> bool:
+    """Whether a derived scorer can read a column of this type."""
+    if scorer.lists and isinstance(dtype, pl.List):
+        return dtype.inner.is_numeric()
+    return dtype.is_numeric()
+
+
 def _refuse_non_finite(table: pl.DataFrame, name: str, where: str) -> None:
-    wrong = table.filter(~pl.col(name).is_finite())
+    column, dtype = pl.col(name), table[name].dtype
+    if isinstance(dtype, pl.List) and dtype.inner.is_float():
+        wrong = table.filter(~column.list.eval(pl.element().is_finite()).list.all())
+    elif dtype.is_float():
+        wrong = table.filter(~column.is_finite())
+    else:
+        return
     if wrong.height:
         raise ScoreError(
             f"row {wrong['id'][0]!r}: {name} is {wrong[name][0]}; {wrong.height} such rows",

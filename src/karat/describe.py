@@ -129,6 +129,8 @@ def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:
         return data_keys(kind, nested=loc[-1] == "columns")
     if head == "train" and len(loc) == 1:
         return list(importlib.import_module("karat.trainers.settings").TrainSettings.model_fields)
+    if loc[-1] == "server":
+        return list(importlib.import_module("karat.scorers.server.settings").Server.model_fields)
     if loc[-1] == "embedder":
         embedder_class = importlib.import_module("karat.scorers.embedders").embedder_class
         try:

@@ -149,6 +149,9 @@ class DerivedScorer(Scorer, ABC):
     the status says why, and the status speaks only where a column is null.
     """
 
+    lists: ClassVar[bool] = False
+    """Whether its sources may be columns of lists of numbers."""
+
     @abstractmethod
     def sources(self) -> tuple[str, ...]:
         """The numeric columns of other scorers that `derive` reads."""

@@ -90,7 +90,7 @@ def source(found: Survey) -> list[str]:
     if spec.split:
         lines.append(line(f"  split: {quoted(spec.split)}", "of " + ", ".join(map(quoted, found.splits))))
     others = f"; here also {' or '.join(found.layouts)} would fit" if found.layouts else ""
-    kinds = "text, alpaca, prompt_completion, messages, sharegpt"
+    kinds = "text, alpaca, prompt_completion, preference, messages, sharegpt"
     lines.append(line(f"  layout: {spec.layout}", (kinds if not others else "detected") + others))
     lines.extend(_columns(found))
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in rows.skipped.items())
@@ -118,6 +118,7 @@ def _columns(found: Survey) -> list[str]:
         "prompt": "what is asked",
         "input": "second part of what is asked",
         "response": "what is answered",
+        "rejected": "the other answer",
         "messages": "the list of turns",
     }
     said = {"id": found.ids[1:], "group": found.groups[1:]}

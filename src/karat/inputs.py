@@ -190,5 +190,7 @@ def run_key(config: Config) -> str:
     train = None
     if config.train is not None:
         train = [config.train.digest(), modules_digest("karat.trainers.train"), versions()]
-    code = modules_digest("karat.selecting", "karat.deriving", "karat.export", "karat.report.page")
+    code = modules_digest(
+        "karat.selecting", "karat.deriving", "karat.export", "karat.alarms", "karat.report.page"
+    )
     return key_of("run", config.name, keys, config.seed, parts, train, config.export.model_dump(), code)

@@ -13,6 +13,7 @@ from karat.cli.live import live
 from karat.config import load_config
 from karat.inputs import run_key
 from karat.record import complete
+from karat.statuses import status_lines
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -61,7 +62,7 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
         share = counts["tokens"]["selected"] / max(1, counts["tokens"]["pool"])
         lines.append(f"{counts['tokens']['selected']:,} tokens, {share:.1%} of the pool")
     lines += [f"{rows_of(count)} skipped: {reason}" for reason, count in counts["skipped"].items()]
-    lines += [f"{rows_of(count)} without {column}" for column, count in counts["no_score"].items()]
+    lines += status_lines(done["statuses"])
     lines += [f"warning: {warning}" for warning in done["warnings"]]
     for comparison in (done["training"] or {}).get("comparisons", ()):
         lines.append(_comparison(comparison, done["training"]["unit"]))

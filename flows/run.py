@@ -12,6 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from karat.alarms import alarms
 from karat.config import Config, Loaded, load_config
+from karat.flows.model import keep_model
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
@@ -19,7 +20,7 @@ from karat.flows.train import train_stage
 from karat.inputs import Inputs, check_folders, gather, run_key
 from karat.length_correlation import length_correlations
 from karat.reasons import kind_of_reason
-from karat.record import Record, finished, versions, write_record
+from karat.record import MODEL, Record, finished, versions, write_record
 from karat.report import write_report
 from karat.reweight.select.budgeted import Budgeted
 from karat.score_engine import cores
@@ -61,7 +62,11 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
     table = score_stage(loaded, inputs, store, record)
     selection = select_stage(config, table, record)
     export_stage(config, inputs, selection, record)
-    training = train_stage(config, inputs, selection, store, record) if config.train is not None else None
+    training = None
+    if config.train is not None:
+        training = train_stage(config, inputs, selection, store, record)
+    else:
+        keep_model(None, config.out / MODEL)
     done = _facts(config, inputs, selection, training, record.warnings)
     with record.stage("report"):
         # The report reads run.json; without a key it is the record of an unfinished run.

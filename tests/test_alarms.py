@@ -34,6 +34,8 @@ from karat.selecting import select
 from karat.statuses import reasons, states, status_counts, status_lines
 from karat.vector_columns import vector_columns, vector_facts
 
+NO_TEXTS = pl.Series([], dtype=pl.String)
+
 
 def ids(count: int) -> list[str]:
     return [f"r{n:04}" for n in range(count)]
@@ -184,14 +186,14 @@ def test_concentration_by_hand() -> None:
 def test_failures_in_one_group_or_in_the_long_rows() -> None:
     told: list[str | None] = ["failed: x" if n < 20 else "ok" for n in range(200)]
     group = pl.Series(["a" if n < 20 else "b" if n % 2 else None for n in range(200)])
-    found = in_one_group(statuses(told, group=group), "m")
+    found = in_one_group(statuses(told, group=group), NO_TEXTS, "m")
     assert found is not None
     assert "20 of the 20 rows that m failed on are the group 'a', 10.0% of the pool" in found.says
-    assert in_one_group(statuses(told), "m") is None
+    assert in_one_group(statuses(told), NO_TEXTS, "m") is None
     spread: list[str | None] = ["failed: x" if n % 9 == 0 else "ok" for n in range(200)]
-    assert in_one_group(statuses(spread, group=group), "m") is None
+    assert in_one_group(statuses(spread, group=group), NO_TEXTS, "m") is None
     missing = pl.Series([None if n < 20 else "b" for n in range(200)], dtype=pl.String)
-    unnamed = in_one_group(statuses(told, group=missing), "m")
+    unnamed = in_one_group(statuses(told, group=missing), NO_TEXTS, "m")
     assert unnamed is not None
     assert "rows without a group" in unnamed.says
     texts = pl.Series(["x" * (300 if n < 20 else 1 + n % 7) for n in range(200)])
@@ -315,10 +317,6 @@ def test_the_sum_of_a_mean_goes_with_length_and_the_mean_is_named() -> None:
     table = pl.DataFrame(
         {"id": ids(40), "m.nats": mean, "m.total": [m * (n + 1) for n, m in enumerate(mean)]}
     )
-
-    class M(Fallback):
-        kind: ClassVar[str] = "m"
-
     (found,) = alarms(table, texts, [M()])
     assert (found.alarm, found.column) == ("length", "m.total")
     assert "m.nats of the same scorer does so less (Spearman" in found.says
@@ -356,3 +354,30 @@ def test_a_selection_says_why_there_is_no_score_and_takes_the_truncated() -> Non
     ]
     plain = select(TopK(by="m.s", budget=1), table.drop("m.status"))
     assert plain["weight"].equals(chosen["weight"])
+
+
+class M(Fallback):
+    """One of two scorers that fail alike."""
+
+    kind: ClassVar[str] = "m"
+
+
+class N(Fallback):
+    """The other."""
+
+    kind: ClassVar[str] = "n"
+
+
+def test_scorers_that_fail_alike_are_told_of_once() -> None:
+    told: list[str | None] = ["failed: x"] * 12 + ["truncated"] * 20 + ["ok"] * 168
+    table = statuses(told).with_columns(
+        pl.col("m.status").alias("n.status"), pl.col("m.s").alias("n.s"),
+        group=pl.Series(["a"] * 12 + ["b"] * 188), weight=pl.lit(1.0),
+    )  # fmt: skip
+    found = alarms(table, pl.Series(["x"] * 200), [M(), N()])
+    assert [(alarm.alarm, alarm.scorer) for alarm in found] == [
+        ("failed", "m, n"), ("truncated", "m, n"), ("concentrated", "m, n"),
+    ]  # fmt: skip
+    other = table.with_columns(pl.when(pl.col("id") == "r0199").then(None).otherwise("n.s").alias("n.s"))
+    apart = alarms(other, pl.Series(["x"] * 200), [M(), N()])
+    assert [alarm.scorer for alarm in apart if alarm.alarm == "failed"] == ["m", "n"]

@@ -8,6 +8,7 @@ error: the run goes on.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
@@ -47,6 +48,7 @@ class Alarm:
     alarm: str
     """constant, length, failed, truncated, concentrated, vectors or estimates."""
     scorer: str
+    """Its kind; several with commas where one sentence tells of all."""
     says: str
     """A sentence without its full stop, with what to do."""
     column: str | None = None
@@ -69,14 +71,28 @@ def alarms(scores: pl.DataFrame, texts: pl.Series, scorers: Sequence[Scorer]) ->
     found = [constant(scores, name) for name in measured(scores, kinds)]
     # What is derived fails where its sources did, which is told of them.
     first_hand = [scorer.kind for scorer in scorers if not isinstance(scorer, DerivedScorer)]
-    for line in status_counts(scores, first_hand):
-        found += [failed(line), truncated(line)]
+    counts = status_counts(scores, first_hand)
+    found += [failed(line) for line in _merged(counts, ("failed", "reasons"))]
+    found += [truncated(line) for line in _merged(counts, (TRUNCATED, "truncated_selected"))]
+    for line in _merged(counts, ("failed", "reasons")):
         if line["failed"] >= FEW:
-            found += [in_one_group(scores, line["scorer"]), in_long_rows(scores, texts, line["scorer"])]
+            found += [part(scores, texts, line["scorer"]) for part in (in_one_group, in_long_rows)]
     found += [vectors(vector_facts(scores, name)) for name in _of(vector_columns(scores), kinds)]
     settings = [scorer.model_dump(mode="json") for scorer in derived]
     lines = length_correlations(scores, texts, measured(scores, kinds), settings)
     return [*filter(None, found), *estimated(scores, kinds), *with_length(lines)]
+
+
+def _merged(counts: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict[str, Any]]:
+    """One line for scorers with the same counts, as those that ask one model the same: told once."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in counts:
+        key = json.dumps([line.get(name) for name in by])
+        if key in found:
+            found[key]["scorer"] += f", {line['scorer']}"
+        else:
+            found[key] = dict(line)
+    return list(found.values())
 
 
 def measured(scores: pl.DataFrame, kinds: Sequence[str]) -> list[str]:
@@ -133,29 +149,29 @@ def truncated(line: Mapping[str, Any]) -> Alarm | None:
     return Alarm("truncated", line["scorer"], says, None, line[TRUNCATED])
 
 
-def in_one_group(scores: pl.DataFrame, kind: str) -> Alarm | None:
+def in_one_group(scores: pl.DataFrame, texts: pl.Series, kinds: str) -> Alarm | None:
     """Failures that fall on one group far beyond its share of the rows."""
     if "group" not in scores.columns or scores["group"].n_unique() < 2:
         return None
-    frame = pl.DataFrame({"group": scores["group"].cast(pl.String), "bad": states(scores, kind) == "failed"})
+    frame = pl.DataFrame({"group": scores["group"].cast(pl.String), "bad": _bad(scores, kinds)})
     parts = frame.group_by("group").agg(rows=pl.len(), bad=pl.col("bad").sum())
     for group, rows, bad in parts.sort(["bad", "group"], descending=[True, False]).iter_rows():
         if concentrated(bad, int(parts["bad"].sum()), rows, scores.height):
             name = "rows without a group" if group is None else f"the group {group!r}"
-            return _concentrated(kind, bad, int(parts["bad"].sum()), name, rows / scores.height)
+            return _concentrated(kinds, bad, int(parts["bad"].sum()), name, rows / scores.height)
     return None
 
 
-def in_long_rows(scores: pl.DataFrame, texts: pl.Series, kind: str) -> Alarm | None:
+def in_long_rows(scores: pl.DataFrame, texts: pl.Series, kinds: str) -> Alarm | None:
     """Failures that fall on the longest tenth of the texts far beyond its share of the rows."""
     sizes = texts.str.len_bytes().fill_null(0)
     edge = sizes.quantile(0.9, "higher")
-    bad, long = states(scores, kind) == "failed", sizes > (edge or 0)
+    bad, long = _bad(scores, kinds), sizes > (edge or 0)
     hit, rows = int((bad & long).sum()), int(long.sum())
     if not concentrated(hit, int(bad.sum()), rows, scores.height):
         return None
     name = f"texts of more than {int(edge or 0):,} bytes"
-    return _concentrated(kind, hit, int(bad.sum()), name, rows / scores.height)
+    return _concentrated(kinds, hit, int(bad.sum()), name, rows / scores.height)
 
 
 def concentrated(hit: int, bad: int, rows: int, total: int) -> bool:
@@ -206,12 +222,17 @@ def with_length(lines: Sequence[Mapping[str, Any]]) -> list[Alarm]:
     ]
 
 
-def _concentrated(kind: str, hit: int, bad: int, name: str, share: float) -> Alarm:
+def _concentrated(kinds: str, hit: int, bad: int, name: str, share: float) -> Alarm:
     says = (
-        f"{hit:,} of the {bad:,} rows that {kind} failed on are {name}, {share:.1%} of the pool: a selection "
-        "by it leaves them out whatever they are worth"
+        f"{hit:,} of the {bad:,} rows that {kinds} failed on are {name}, {share:.1%} of the pool: "
+        "a selection by it leaves them out whatever they are worth"
     )
-    return Alarm("concentrated", kind, says, None, hit)
+    return Alarm("concentrated", kinds, says, None, hit)
+
+
+def _bad(scores: pl.DataFrame, kinds: str) -> pl.Series:
+    """Whether a row failed, under the first of scorers that fail on as many for the same reasons."""
+    return states(scores, kinds.partition(",")[0]) == "failed"
 
 
 def _share(part: int, whole: int) -> str:

@@ -70,11 +70,13 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
         say(Text(line))
     say()
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    model = (done["training"] or {}).get("folder")
     for name, what in (
         ("report.html", "open it in a browser"),
         ("dataset/", 'datasets.load_dataset("parquet", data_files="…/dataset/*.parquet")'),
         ("selection.parquet", "every row with weight, reason, rank and scores"),
         ("run.json", "config, digests, versions, timings, counts, metrics"),
+        *([(f"{model}/", "trained on the selection; `model:` of scorers takes it")] if model else []),
     ):
         say(Text(f"  {shown / name}".ljust(44), style="cyan") + Text(what, style="dim"))
     say()

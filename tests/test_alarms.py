@@ -258,6 +258,7 @@ def test_vectors_that_are_all_alike_or_zero_raise_an_alarm() -> None:
         angle = math.acos((90 * mean - 40) / 50) / 2
         fan = [[math.cos(angle), math.sin(angle)], [math.cos(angle), -math.sin(angle)]] * 5
         assert bool(raised(fan)) is alarm
+    assert raised([[0.0], *[[1.0, 2.0]] * 10]) == ""  # a number for each token, say
     mixed = [[1.0, 0.0], [0.0, 1.0]] * 99
     assert raised([*mixed, [0.0, 0.0], [0.0, 0.0]]) == ""  # one in a hundred
     assert "zero vector in 3 of 200 rows" in raised([*mixed[:197], *[[0.0, 0.0]] * 3])

@@ -186,6 +186,8 @@ def concentrated(hit: int, bad: int, rows: int, total: int) -> bool:
 def vectors(facts: VectorFacts) -> Alarm | None:
     """Vectors that are zero, or all of one direction."""
     kind = _kind(facts.column)
+    if facts.widths[0] != facts.widths[1]:  # a number for each token, say, is no place in a space
+        return None
     if facts.zeros > FAILURES * facts.rows:
         says = (
             f"{facts.column} is a zero vector in {_share(facts.zeros, facts.rows)}: such rows are like no "

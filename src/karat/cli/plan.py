@@ -73,7 +73,8 @@ def plan_command(file: Path, overrides: list[str]) -> None:
         return
     out.print(table)
     total = duration(sum(step.seconds or 0 for step in steps))
-    out.print(Text(f"in all about {total}; scoring is judged by a sample of {SAMPLE} rows"))
+    unknown = "" if all(step.seconds is not None for step in steps) else ", and what is not timed"
+    out.print(Text(f"in all about {total}{unknown}; scoring is judged by a sample of {SAMPLE} rows"))
     out.print(Text(f"next: karat run {shlex.quote(str(file))}"))
 
 
@@ -91,6 +92,10 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
         name = f"score {' + '.join(scorer.kind for scorer in group)}"
         together = ", in one pass" if missing and len(group) > 1 else ""
         note = f"{missing:,} rows to score, {min(work.known for work in works):,} in the store{together}"
+        if missing and any(getattr(scorer, "server", None) is not None for scorer in group):
+            # A plan must not spend what a server may charge for.
+            steps.append(Step(name, f"{note}; asks a server, not timed", None))
+            continue
         seconds = _estimate(works, inputs.reference, name) if missing else 0.0
         steps.append(Step(name, note, seconds))
     for derived in derived_scorers(config.scorers):

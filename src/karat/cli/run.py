@@ -11,7 +11,7 @@ from rich.text import Text
 
 from karat.cli.live import live
 from karat.config import load_config
-from karat.inputs import run_key
+from karat.inputs import check_scorers, run_key
 from karat.record import complete
 from karat.statuses import status_lines
 
@@ -27,6 +27,7 @@ def say(line: Text | str = "") -> None:
 def run_command(file: Path, overrides: list[str], *, fresh: bool, verbose: bool) -> None:
     """Run the config; a complete run is recognised and left as it is."""
     loaded = load_config(file, overrides)
+    check_scorers(loaded)
     done = None if fresh else complete(loaded.config.out, run_key(loaded.config))
     if done is not None:
         say(f"nothing to compute: {loaded.config.out} is complete and unchanged")

@@ -20,6 +20,9 @@ TEXT_LIMIT = 600
 PER_SECTION = 4
 MOST_OTHERS = 6
 """Scores beside the selecting one whose ends are shown."""
+CANDIDATES = 12
+"""Rows at an end of such a score of which the first that stand nowhere else are shown."""
+_UNSHOWN = "Of the rows that are not shown above, those with the"
 _SEED = 17
 
 
@@ -50,11 +53,13 @@ def examples(run: Run, cut: Cut | None) -> list[Section]:
             (below, "The first that were dropped: would you have dropped them?", outside.head(PER_SECTION)),
             ("Worst", f"The dropped rows with the worst {run.by}.", worst),
         ]
-    ends += _other_ends(run)
+    others = _other_ends(run)
     shown: set[int] = set()
     sections: list[Section] = []
     for title, says, part in ends:
         _add(sections, shown, run, title, says, part["row"].to_list())
+    for title, says, part in others:
+        _add(sections, shown, run, title, says, part["row"].to_list(), PER_SECTION // 2)
     for title, part in (("Random kept", good), ("Random dropped", bad)):
         _add(sections, shown, run, title, "Drawn at random, with a fixed seed.", _random(part["row"]))
     return sections
@@ -68,12 +73,12 @@ def _other_ends(run: Run) -> list[tuple[str, str, pl.DataFrame]]:
         table = pl.DataFrame({"score": finite(run.frame[name]), "id": run.frame["id"]}).with_row_index("row")
         ranked = table.drop_nulls("score").sort("score", "id", descending=[True, False])
         if ranked.height > 1 and ranked["score"][0] != ranked["score"][-1]:
-            found.append((f"Highest {name}", "Rows with the largest values.", ranked.head(PER_SECTION // 2)))
-            least = ranked.tail(PER_SECTION // 2).reverse()
-            found.append((f"Lowest {name}", "Rows with the smallest values.", least))
+            most, least = ranked.head(CANDIDATES), ranked.tail(CANDIDATES).reverse()
+            found.append((f"Highest {name}", f"{_UNSHOWN} largest values.", most))
+            found.append((f"Lowest {name}", f"{_UNSHOWN} smallest values.", least))
     for kind in (name.removesuffix(".status") for name in run.frame.columns if name.endswith(".status")):
         failed = pl.DataFrame({"id": run.frame["id"], "bad": states(run.frame, kind) == "failed"})
-        rows = failed.with_row_index("row").filter("bad").sort("id").head(PER_SECTION // 2)
+        rows = failed.with_row_index("row").filter("bad").sort("id").head(CANDIDATES)
         found.append((f"Not scored by {kind}", "Rows that could not be scored.", rows))
     return found
 
@@ -98,8 +103,16 @@ def _random(rows: pl.Series) -> list[int]:
     return [int(row) for row in ordered[drawn]]
 
 
-def _add(sections: list[Section], shown: set[int], run: Run, title: str, says: str, rows: list[int]) -> None:
-    fresh = [row for row in rows if row not in shown][:PER_SECTION]
+def _add(
+    sections: list[Section],
+    shown: set[int],
+    run: Run,
+    title: str,
+    says: str,
+    rows: list[int],
+    most: int = PER_SECTION,
+) -> None:
+    fresh = [row for row in rows if row not in shown][:most]
     shown.update(fresh)
     if fresh:
         sections.append(Section(title, says, _cards(run, fresh)))

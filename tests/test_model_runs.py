@@ -36,7 +36,7 @@ from karat.store import Store
 
 ROOT = Path(__file__).parent.parent
 DOC = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-AWAITED = {"topsis", "deita_quality", "deita_complexity", "embedding", "deita_diverse"}
+AWAITED = {"topsis", "deita_quality", "deita_complexity", "embedding", "deita_diverse", "server"}
 """Parts of the document that may not be there yet."""
 HOSTILE = "<script>alert(1)</script>"
 
@@ -272,6 +272,8 @@ def test_the_configs_of_the_document_fit_their_parts(text: str) -> None:
     kinds = {part["kind"] for part in data["scorers"]} | {data["select"]["kind"]}
     known = {*members(Scorer), *members(Selector)}
     absent = kinds - known
+    if any("server" in part and "server" not in find(part["kind"]).model_fields for part in data["scorers"]):
+        absent.add("server")
     if absent:
         assert absent <= AWAITED
         pytest.skip(f"not there yet: {', '.join(sorted(absent))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,14 +177,15 @@ def planned(folder: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_plan_loads_a_model_once_and_names_the_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from karat.scorers.model import decoder_scorer, loading
+    import transformers
 
-    decoder_scorer._loaded.cache_clear()
-    loads: list[Any] = []
-    from_files = loading._from_files
-    monkeypatch.setattr(loading, "_from_files", lambda *given: loads.append(given) or from_files(*given))
+    factory, loads = transformers.AutoModelForCausalLM, []
+    load_it = factory.from_pretrained
+    monkeypatch.setattr(factory, "from_pretrained", lambda *a, **k: loads.append(a) or load_it(*a, **k))
+    # A folder that nobody has loaded before in this process.
+    shutil.copytree(tiny_model("llama"), tmp_path / "m")
     write_pool(tmp_path / "pool.jsonl", 40)
-    steps = planned(tmp_path, config(tiny_model("llama")), monkeypatch)
+    steps = planned(tmp_path, config(str(tmp_path / "m")), monkeypatch)
     assert [step.name for step in steps[:2]] == ["score perplexity + loss + donod", "score length"]
     assert steps[0].to_do == "40 rows to score, 0 in the store, in one pass"
     assert steps[0].seconds > 0
@@ -191,17 +193,26 @@ def test_a_plan_loads_a_model_once_and_names_the_pass(
     assert not list((tmp_path / "runs").rglob("scores/*/*"))
 
 
-def test_a_plan_does_not_ask_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+class Served(Scorer):
+    """A scorer that asks a server, which a plan must not."""
+
+    server: str = "http://127.0.0.1:9"
+
+    def columns(self) -> dict[str, pl.DataType]:
+        """One."""
+        return {"served.score": pl.Float64()}
+
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
+        """Never."""
         raise AssertionError("the plan scored rows")
 
-    monkeypatch.setattr(Perplexity, "server", "http://127.0.0.1:9", raising=False)
-    monkeypatch.setattr("karat.cli.plan.score_chunk_together", refuse)
+
+def test_a_plan_does_not_ask_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_pool(tmp_path / "pool.jsonl", 5)
-    text = f"""\
-data: {{path: pool.jsonl}}
-scorers: [{{kind: perplexity, model: {tiny_model("llama")}}}]
-select: {{kind: top_k, by: perplexity.nats, budget: 1}}
+    text = """\
+data: {path: pool.jsonl}
+scorers: [{kind: "test_model_runs:Served"}]
+select: {kind: top_k, by: served.score, budget: 1}
 """
     step = planned(tmp_path, text, monkeypatch)[0]
     assert step.seconds is None
@@ -306,7 +317,9 @@ def test_the_names_and_limits_of_the_document_are_those_of_the_code() -> None:
             continue
         part = find(kind)
         assert issubclass(part, Scorer)
-        made = load({"kind": kind, "model": "x"}, Scorer)
+        asked = part.model_fields.get("server")
+        address = {"server": "http://127.0.0.1:9/v1"} if asked is not None and asked.is_required() else {}
+        made = load({"kind": kind, "model": "x", **address}, Scorer)
         assert set(re.findall(r"`([\w.]+)`", columns)) <= set(made.columns())
         assert part.formula
         assert part.paper

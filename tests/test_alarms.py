@@ -275,7 +275,9 @@ class Fallback(Scorer):
 
     def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """3 everywhere; the vector is whatever the text says."""
-        numbers = [[float(word) for word in text.split()] for text in rows["text"]]
+        numbers = [
+            [float(word) if word != "null" else None for word in text.split()] for text in rows["text"]
+        ]
         return pl.DataFrame(
             {
                 "id": rows["id"],
@@ -295,7 +297,7 @@ def test_the_public_bug_of_all_rows_rated_three_is_told_from_python() -> None:
         karat.score(Length(), ["a", "bb"])
 
 
-@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "null"])
 def test_a_vector_that_is_not_finite_is_refused(number: str) -> None:
     rows = pl.DataFrame({"id": ["a", "b"], "text": ["1 2", f"{number} 0"]})
     with pytest.raises(karat.KaratError, match=r"id 'b': the vector holds NaN, infinity or null"):

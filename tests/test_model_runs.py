@@ -342,6 +342,11 @@ def test_the_demo_reads_the_model_that_the_quickstart_leaves() -> None:
     load(demo["select"], Selector)
 
 
+def test_a_list_says_what_a_config_may_hold() -> None:
+    model = next(setting for setting in settings_of(Perplexity) if setting.name == "model")
+    assert (model.type, model.default) == ("text", "required")
+
+
 def test_a_starter_names_the_model_scorers(tmp_path: Path) -> None:
     write_pool(tmp_path / "pool.jsonl", 30)
     text = init(tmp_path / "pool.jsonl", tmp_path / "k.yaml").read_text("utf-8")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from karat.alarms import alarms
 from karat.deriving import derived_scorers, derived_table, source_problem
 from karat.errors import ScoreError
 from karat.parts import DerivedScorer, Scorer
@@ -46,10 +48,13 @@ def score(
     """Score a pool: `id`, then one column per measurement, in the order of the pool.
 
     pool, reference: polars or pandas frame, `datasets.Dataset`, pyarrow table, `karat.rows.Rows`, or a
-    list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and only
-    then a column `<kind>.status` says why. workers: threads, default all cores of this process;
-    chunk_rows: rows per block (neither changes a bit of the result). progress: True for a bar on standard
-    error, or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
+    list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and then a
+    column `<kind>.status` says why; scorers that ask a model write it for every row: ok, truncated or
+    failed with the reason. What speaks against the scores (`karat.alarms`) is a warning.
+
+    workers: threads, default all cores of this process; chunk_rows: rows per block (neither changes a bit
+    of the result, but for the rounding of a model's batches). progress: True for a bar on standard error,
+    or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
     of the others in the list, and of derived ones before it.
 
     Raises ScoreError where a scorer needs a reference and there is none, where two scorers write the same
@@ -71,7 +76,16 @@ def score(
             )
             tables.update(zip(map(id, group), scored, strict=True))
     whole = _joined(pool_view, measuring, [tables[id(part)] for part in measuring])
-    return derived_table(scorers, whole, pool_view, reference_view)
+    table = derived_table(scorers, whole, pool_view, reference_view)
+    _warn(table, pool_view, scorers)
+    return table
+
+
+def _warn(table: pl.DataFrame, view: pl.DataFrame, scorers: Sequence[Scorer]) -> None:
+    """What speaks against the scores; how they go with length is a matter of the report."""
+    for alarm in alarms(table.with_columns(view["group"]), view["text"], scorers):
+        if alarm.alarm != "length":
+            warnings.warn(alarm.says, UserWarning, stacklevel=3)
 
 
 def score_stream(

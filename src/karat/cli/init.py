@@ -163,6 +163,10 @@ def _scorers(with_reference: bool) -> list[str]:
         line("  - kind: length", "bytes, characters and tokens: budgets in tokens need it"),
         line("    tokenizer: words", "words, bytes, or a Hugging Face tokenizer"),
         line("  # - {kind: length_control, of: zip_fit.alignment}", "a score without its length"),
+        "  # What a causal language model says of each row (a folder or a Hub id); those of one model share",
+        "  # one pass over it, and every row gets a status: ok, truncated, or failed with the reason.",
+        line("  # - {kind: perplexity, model: MODEL}", "surprise at the text, nats per token"),
+        line("  # - {kind: loss, model: MODEL}", "loss of the response given the prompt"),
     ]
 
 

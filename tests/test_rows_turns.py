@@ -18,7 +18,7 @@ from karat.errors import DataError
 from karat.parts import Scorer
 from karat.reading import load_rows
 from karat.rows import VIEW, FileData, content_digest, from_frame, read
-from karat.rows.conversations import Message, turns_in
+from karat.rows.conversations import Message, side_of, turns_in
 from karat.rows.view import turns_of
 from karat.score_engine import chunks, fit_pool, score_group
 from karat.store import Store
@@ -106,7 +106,7 @@ roles = st.sampled_from(["user", "assistant", "system", "tool"])
 
 @given(st.lists(st.tuples(roles, st.text(max_size=3))))
 def test_turns_alternate_and_lose_nothing_that_user_and_model_said(said: list[tuple[str, str]]) -> None:
-    found = turns_in([Message(role, words) for role, words in said])
+    found = turns_in([Message(side_of(role), words) for role, words in said])
     spoken = [(role, words) for role, words in said if role in ("user", "assistant")]
     while spoken and spoken[0][0] == "assistant":
         spoken.pop(0)

@@ -64,7 +64,8 @@ class DeitaScorer(DecoderScorer):
     def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
         """Load the model; raises ScoreError where its tokenizer has no single tokens for the digits."""
         ready = super().prepare(reference, fitted)
-        self._digit_ids(ready.tokenizer)
+        with ready.borrowed() as asked:
+            self._digit_ids(asked.tokenizer)
         return ready
 
     def ask(self, row: Mapping[str, Any], tokenizer: Any) -> Asking | str:

@@ -376,7 +376,7 @@ def test_truncation_is_flagged_and_scores_what_is_left() -> None:
     assert table["deita_quality.status"].to_list() == ["truncated", "ok"]
     expected = generated(made, tokenizer, quality_prompt("q" * 13, "a" * 7))
     assert table["deita_quality.score"][0] == pytest.approx(expected, rel=1e-6)
-    talk = pl.DataFrame({"messages": [[user("q"), model("a"), user("q" * 99), model("b")]]})
+    talk = pl.DataFrame({"messages": [[user("q" * 99), model("a"), user("q"), model("b")]]})
     both = karat.score(DeitaQuality(model=(made, tokenizer), max_tokens=own + 20), talk)
     assert both["deita_quality.status"].to_list() == ["truncated"]
     assert both["deita_quality.turns"].list.len().to_list() == [2]

@@ -59,7 +59,7 @@ def turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
 
 def messages_of(given: Any, role: str, content: str) -> list[Message] | str:
     """The messages of one row, none for null; or what is wrong with them."""
-    messages = []
+    messages: list[Message] = []
     for item in given or ():
         speaker, words = (item[role], item[content]) if item else (None, None)
         if not isinstance(speaker, str):

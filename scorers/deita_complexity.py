@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import Field
@@ -41,6 +42,10 @@ class DeitaComplexity(DeitaScorer):
         description="the published scorer, or any causal model: a folder, a Hub id, (model, tokenizer)",
     )
 
-    def fill(self, instruction: str, response: str) -> str:
-        """The prompt; the response plays no part."""
-        return complexity_prompt(instruction)
+    def prompt(self) -> Callable[..., str]:
+        """The prompt of the complexity scorer."""
+        return complexity_prompt
+
+    def parts(self, instruction: str, response: str) -> tuple[str, ...]:
+        """The instruction; the response plays no part."""
+        return (instruction,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from pydantic import Field
@@ -39,6 +40,10 @@ class DeitaQuality(DeitaScorer):
         description="the published scorer, or any causal model: a folder, a Hub id, (model, tokenizer)",
     )
 
-    def fill(self, instruction: str, response: str) -> str:
-        """The prompt."""
-        return quality_prompt(instruction, response)
+    def prompt(self) -> Callable[..., str]:
+        """The prompt of the quality scorer."""
+        return quality_prompt
+
+    def parts(self, instruction: str, response: str) -> tuple[str, ...]:
+        """Both."""
+        return (instruction, response)

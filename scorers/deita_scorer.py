@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -47,8 +47,15 @@ class DeitaScorer(DecoderScorer):
     _digits: _Digits = PrivateAttr(default_factory=_Digits)
 
     @abstractmethod
-    def fill(self, instruction: str, response: str) -> str:
-        """The prompt about one turn."""
+    def prompt(self) -> Callable[..., str]:
+        """The function from the parts of a turn to the prompt."""
+
+    @abstractmethod
+    def parts(self, instruction: str, response: str) -> tuple[str, ...]:
+        """What of a turn is asked about."""
+
+    def _digit_ids(self, tokenizer: Any) -> tuple[int, ...]:
+        return digit_ids(tokenizer, self.prompt()(*self.parts("x", "x")))
 
     def columns(self) -> dict[str, pl.DataType]:
         """`<kind>.score`, and `<kind>.turns`: the score of each turn, 1 to 6, in order."""
@@ -58,7 +65,7 @@ class DeitaScorer(DecoderScorer):
         """Load the model; raises ScoreError where its tokenizer has no single tokens for the digits."""
         ready = super().prepare(reference, fitted)
         with ready.borrowed() as asked:
-            digit_ids(asked.tokenizer, self.fill("x", "x"))
+            self._digit_ids(asked.tokenizer)
         return ready
 
     def ask(self, row: Mapping[str, Any], tokenizer: Any) -> Asking | str:
@@ -70,12 +77,13 @@ class DeitaScorer(DecoderScorer):
         turns = turns_of(row)
         if not turns:
             return "no instruction"
-        self._digits.ids = digit_ids(tokenizer, self.fill("x", "x"))
+        self._digits.ids = self._digit_ids(tokenizer)
         requests, truncated = [], False
         for number, (instruction, response) in enumerate(turns, 1):
-            if not instruction or instruction.isspace():
+            if not instruction:
                 return "no instruction" if len(turns) == 1 else f"turn {number} has no instruction"
-            found = fitted(tokenizer, self.fill, instruction, response, self.max_tokens)
+            parts = self.parts(instruction, response)
+            found = fitted(tokenizer, self.prompt(), parts, self.max_tokens)
             if isinstance(found, str):
                 return found
             requests.append(Request(found.ids, (len(found.ids) - 1,)))

@@ -10,9 +10,10 @@ from typing import Any
 from karat.errors import ScoreError
 from karat.scorers.deita_prompts import DIGITS
 
-Fill = Callable[[str, str], str]
-"""From instruction and response to the prompt."""
+Fill = Callable[..., str]
+"""From its parts (instruction, response) to the prompt."""
 Ids = tuple[int, ...]
+_FILLERS = ("x", "7")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def _digit(tokenizer: Any, prompt: str, before: Ids, digit: str) -> int:
         whole = tokenizer.decode([*before, token], **how)
         if whole == tokenizer.decode(list(before), **how) + digit:
             return int(token)
+    if after == before:
+        raise _unfit(tokenizer, digit, "is left out of the text")
     common = _shared(before, after)
     raise _unfit(
         tokenizer, digit, f"is no single token after the prompt: {_spelled(tokenizer, before[common:])} "
@@ -85,37 +88,74 @@ def _unfit(tokenizer: Any, digit: str, problem: str) -> ScoreError:
     )
 
 
-def fitted(tokenizer: Any, fill: Fill, instruction: str, response: str, most: int) -> Fitted | str:
-    """The prompt's tokens; where they are more than `most`, instruction and response lose their ends.
+def fitted(tokenizer: Any, fill: Fill, parts: Sequence[str], most: int) -> Fitted | str:
+    """The tokens of a prompt; where they are more than `most`, the parts lose their ends.
 
-    The prompt's own words stay, above all the last ones, after which the digit stands. The longer of
-    instruction and response is cut first, until both are as long. Returns why not even a token of them
-    fits.
+    The prompt's own words stay, above all the last ones, after which the digit stands. The longest part is
+    cut first, until all that are cut are as long. Returns why not even a token of them fits.
     """
-    ids = encoded(tokenizer, fill(instruction, response))
+    ids = encoded(tokenizer, fill(*parts))
     if len(ids) <= most:
         return Fitted(ids, truncated=False)
-    one, other = encoded(tokenizer, fill("x", "x")), encoded(tokenizer, fill("7", "7"))
-    head, tail = _shared(one, other), len(ids) - _shared(one[::-1], other[::-1])
-    # Where the response begins, and where the instruction ends.
-    begins = min(tail, _shared(ids, encoded(tokenizer, fill(instruction, ""))))
-    ends = len(ids) - _shared(ids[::-1], encoded(tokenizer, fill("", response))[::-1])
-    ends = max(head, min(begins, ends))
-    room = most - head - (begins - ends) - (len(ids) - tail)
-    if room < 1:
-        return f"the prompt's own words have {most - room} tokens of at most {most}"
-    asked, answered = _shares(ends - head, tail - begins, room)
-    cut = (*ids[: head + asked], *ids[ends:begins], *ids[begins : begins + answered], *ids[tail:])
+    spans = [_span(tokenizer, fill, parts, place, ids) for place in range(len(parts))]
+    begins = [*(start for start, _ in spans), len(ids)]
+    own = _own_words(tokenizer, fill, len(parts))
+    after = [ids[end:start] for (_, end), start in zip(spans, begins[1:], strict=True)]
+    words = begins[0] + sum(max(len(one), len(other)) for one, other in zip(after, own, strict=True))
+    if words >= most:
+        return f"the prompt's own words have {words} tokens of at most {most}"
+    lengths = [end - start for start, end in spans]
+    shares = _shares(lengths, most - words)
+    cut = ids[: begins[0]]
+    for (start, _), length, kept, here, alone in zip(spans, lengths, shares, after, own, strict=True):
+        if kept < length:
+            shared, here = _restored(alone, here)
+            # The part's last tokens spell words of the prompt too, in so many tokens at most.
+            spelled = sum(map(len, tokenizer.convert_ids_to_tokens(list(shared))))
+            kept = max(0, min(kept, length - spelled))
+        cut += ids[start : start + kept] + here
     return Fitted(cut, truncated=True)
 
 
-def _shares(one: int, other: int, room: int) -> tuple[int, int]:
-    """How much of two lengths is kept so that both fit together."""
-    if one <= room // 2:
-        return one, room - one
-    if other <= room // 2:
-        return room - other, other
-    return room - room // 2, room // 2
+def _span(tokenizer: Any, fill: Fill, parts: Sequence[str], place: int, ids: Ids) -> tuple[int, int]:
+    """Where a part stands in the prompt's tokens; a token that it shares with the prompt's words is its own.
+
+    Two fillers that begin and end unlike each other: no part agrees with both by chance.
+    """
+    others = [encoded(tokenizer, fill(*parts[:place], x, *parts[place + 1 :])) for x in _FILLERS]
+    start = min(_shared(ids, other) for other in others)
+    return start, max(start, len(ids) - min(_shared(ids[::-1], other[::-1]) for other in others))
+
+
+@lru_cache(maxsize=16)
+def _own_words(tokenizer: Any, fill: Fill, count: int) -> tuple[Ids, ...]:
+    """The tokens of the prompt's own words after each part."""
+    parts = _FILLERS[:1] * count
+    ids = encoded(tokenizer, fill(*parts))
+    spans = [_span(tokenizer, fill, parts, place, ids) for place in range(count)]
+    begins = [*(start for start, _ in spans[1:]), len(ids)]
+    return tuple(ids[end:start] for (_, end), start in zip(spans, begins, strict=True))
+
+
+def _restored(own: Ids, here: Ids) -> tuple[Ids, Ids]:
+    """The prompt's own words after a part, without what that part's last tokens share, and with it."""
+    places = (k for k in range(len(own)) if own[k : k + len(here)] == here) if here else iter(())
+    place = next(places, None)
+    return ((), own) if place is None else (own[:place], own[: place + len(here)])
+
+
+def _shares(lengths: Sequence[int], room: int) -> list[int]:
+    """How much of each length is kept so that all fit together: the longest lose first."""
+    left, level = room, max(lengths)
+    for done, length in enumerate(sorted(lengths)):
+        level = left // (len(lengths) - done)
+        if length > level:
+            break
+        left -= length
+    kept = [min(length, level) for length in lengths]
+    for place, length in enumerate(lengths):  # what does not go into equal parts goes to the first
+        kept[place] += min(length - kept[place], 1, room - sum(kept))
+    return kept
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

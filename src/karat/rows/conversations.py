@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -21,22 +21,28 @@ Turn = dict[str, str]
 """`prompt` and `response`."""
 
 
-@dataclass(frozen=True)
-class Message:
-    """One message, its role in lower case."""
+class Side(Enum):
+    """Who speaks."""
 
-    role: str
+    ASKS = "asks"
+    ANSWERS = "answers"
+    NEITHER = "neither"
+
+
+_ASKS, _ANSWERS = Side.ASKS, Side.ANSWERS
+_SIDES = dict.fromkeys(ANSWERING, Side.ANSWERS) | dict.fromkeys(SILENT, Side.NEITHER)
+
+
+class Message(NamedTuple):
+    """One message."""
+
+    side: Side
     words: str
 
-    @property
-    def answers(self) -> bool:
-        """Whether the model speaks."""
-        return self.role in ANSWERING
 
-    @property
-    def asks(self) -> bool:
-        """Whether the user speaks."""
-        return not self.answers and self.role not in SILENT
+def side_of(role: str) -> Side:
+    """Which side a role is on."""
+    return _SIDES.get(role.lower(), _ASKS)
 
 
 def turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
@@ -53,28 +59,28 @@ def turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
 
 def messages_of(given: Any, role: str, content: str) -> list[Message] | str:
     """The messages of one row, none for null; or what is wrong with them."""
-    messages = []
-    for number, item in enumerate(given or (), 1):
-        speaker, words = (item or {}).get(role), (item or {}).get(content)
+    messages: list[Message] = []
+    for item in given or ():
+        speaker, words = (item[role], item[content]) if item else (None, None)
         if not isinstance(speaker, str):
-            return f"turn {number} has no {role}"
+            return f"turn {len(messages) + 1} has no {role}"
         if words is not None and not isinstance(words, str):
-            return f"turn {number}: {content} is not text"
-        messages.append(Message(speaker.lower(), words or ""))
+            return f"turn {len(messages) + 1}: {content} is not text"
+        messages.append(Message(_SIDES.get(speaker) or side_of(speaker), words or ""))
     return messages
 
 
 def said(messages: Iterable[Message]) -> str:
     """All that was said, a line break between two messages."""
-    return "\n".join(message.words for message in messages if message.words)
+    return "\n".join([words for _, words in messages if words])
 
 
 def asked_and_answered(messages: Sequence[Message]) -> tuple[str | None, str | None]:
     """The prompt, all before the last answer, and that answer; null without messages."""
-    if not messages:
-        return None, None
-    last = max((place for place, message in enumerate(messages) if message.answers), default=None)
-    return said(messages[:last]), None if last is None else messages[last].words
+    for place in range(len(messages) - 1, -1, -1):
+        if messages[place].side is _ANSWERS:
+            return said(messages[:place]), messages[place].words
+    return (said(messages), None) if messages else (None, None)
 
 
 def turns_in(messages: Iterable[Message]) -> list[Turn]:
@@ -85,18 +91,18 @@ def turns_in(messages: Iterable[Message]) -> list[Turn]:
     """
     pairs: list[tuple[list[Message], list[Message]]] = []
     for message in messages:
-        if message.asks:
+        if message.side is _ASKS:
             if not pairs or pairs[-1][1]:
                 pairs.append(([], []))
             pairs[-1][0].append(message)
-        elif message.answers and pairs:
+        elif pairs and message.side is _ANSWERS:
             pairs[-1][1].append(message)
     return [{"prompt": said(asked), "response": said(answered)} for asked, answered in pairs]
 
 
 def turns_beyond(messages: Sequence[Message], prompt: str | None, response: str | None) -> list[Turn] | None:
     """The turns where they are more than prompt and response say, else None."""
-    if not messages:
+    if not messages or (len(messages) == 2 and messages[0].side is _ASKS and messages[1].side is _ANSWERS):
         return None
     turns = turns_in(messages)
     return None if turns == [{"prompt": prompt, "response": response or ""}] else turns

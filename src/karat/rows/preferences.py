@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from karat.errors import DataError
-from karat.rows.conversations import Message, Turn, messages_of, said, turn_fields, turns_beyond
+from karat.rows.conversations import Message, Side, Turn, messages_of, said, turn_fields, turns_beyond
 from karat.rows.loaded import Loaded, as_text
 
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
@@ -37,8 +37,8 @@ def pairs_of(loaded: Loaded, fields: dict[str, str]) -> list[Pair | str]:
         raise DataError(f"both answers must be text, or both lists of messages: {shown}", where=loaded.source)
     asked = fields.get("prompt")
     text = asked is None or turn_fields(loaded.frame, asked) is None
-    prompts = [[] for _ in range(loaded.frame.height)] if asked is None else _column(loaded, asked, "user")
-    chosen, rejected = (_column(loaded, name, "assistant") for name in answers)
+    prompts = [[] for _ in range(loaded.frame.height)] if asked is None else _column(loaded, asked, Side.ASKS)
+    chosen, rejected = (_column(loaded, name, Side.ANSWERS) for name in answers)
     if asked is None and kinds == {True}:
         chosen, rejected = _transcripts(chosen, rejected)
     found: list[Pair | str] = []
@@ -50,12 +50,12 @@ def pairs_of(loaded: Loaded, fields: dict[str, str]) -> list[Pair | str]:
     return found
 
 
-def _column(loaded: Loaded, name: str, role: str) -> list[Messages | str]:
-    """A column's messages, text being one message of that role; a string says what is wrong."""
+def _column(loaded: Loaded, name: str, side: Side) -> list[Messages | str]:
+    """A column's messages, text being one message of that side; a string says what is wrong."""
     pair = turn_fields(loaded.frame, name)
     if pair is not None:
         return [messages_of(given, *pair) for given in loaded.frame[name].to_list()]
-    return [[] if text is None else [Message(role, text)] for text in as_text(loaded, name).to_list()]
+    return [[] if text is None else [Message(side, text)] for text in as_text(loaded, name).to_list()]
 
 
 def _transcripts(
@@ -74,8 +74,8 @@ def _spoken(text: str) -> Messages:
     before, *parts = _SPEAKER.split(text)
     if before or not parts or parts[0] != "Human":
         return []
-    roles = {"Human": "human", "Assistant": "assistant"}
-    return [Message(roles[who], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
+    sides = {"Human": Side.ASKS, "Assistant": Side.ANSWERS}
+    return [Message(sides[who], words) for who, words in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def _pair(prompt: Messages, chosen: Messages, rejected: Messages, text: bool) -> Pair | str:
@@ -84,10 +84,12 @@ def _pair(prompt: Messages, chosen: Messages, rejected: Messages, text: bool) ->
     same = min(len(chosen), len(rejected)) if same is None else same
     if not chosen or not rejected:
         alone = chosen or rejected
-        parting = max((k for k, message in enumerate(alone) if message.answers), default=len(alone))
+        parting = max(
+            (k for k, message in enumerate(alone) if message.side is Side.ANSWERS), default=len(alone)
+        )
     else:
         both = zip(chosen[: same + 1], rejected[: same + 1], strict=False)
-        parting = max((k for k, (a, b) in enumerate(both) if a.answers and b.answers), default=-1)
+        parting = max((k for k, (a, b) in enumerate(both) if a.side is b.side is Side.ANSWERS), default=-1)
         if parting < 0:
             return _UNPARTED
     before = _before(prompt, (chosen or rejected)[:parting], text)
@@ -101,5 +103,5 @@ def _pair(prompt: Messages, chosen: Messages, rejected: Messages, text: bool) ->
 def _before(prompt: Messages, common: Messages, text: bool) -> Messages:
     """All that was said before the answers; lists of messages may hold the prompt or leave it out."""
     if text:
-        return common if any(message.asks for message in common) else [*common, *prompt]
+        return common if any(message.side is Side.ASKS for message in common) else [*common, *prompt]
     return common if common[: len(prompt)] == prompt else [*prompt, *common]

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from karat.scorers.cross_entropy_difference import CrossEntropyDifference as CrossEntropyDifference
     from karat.scorers.donod import Donod as Donod
     from karat.scorers.dsir import Dsir as Dsir
+    from karat.scorers.embedding import Embedding as Embedding
     from karat.scorers.length import Length as Length
     from karat.scorers.length_control import LengthControl as LengthControl
     from karat.scorers.loss import Loss as Loss
     from karat.scorers.nearest_target import NearestTarget as NearestTarget
     from karat.scorers.perplexity import Perplexity as Perplexity
+    from karat.scorers.reward_model import RewardModel as RewardModel
     from karat.scorers.zip_fit import ZipFit as ZipFit
 
 MEMBERS = {
@@ -28,6 +30,8 @@ MEMBERS = {
     "perplexity": "karat.scorers.perplexity:Perplexity",
     "cross_entropy_difference": "karat.scorers.cross_entropy_difference:CrossEntropyDifference",
     "dsir": "karat.scorers.dsir:Dsir",
+    "embedding": "karat.scorers.embedding:Embedding",
+    "reward_model": "karat.scorers.reward_model:RewardModel",
     "length": "karat.scorers.length:Length",
     "length_control": "karat.scorers.length_control:LengthControl",
     "nearest_target": "karat.scorers.nearest_target:NearestTarget",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from karat.scorers.model.runner import Request, Runner
+from karat.scorers.model.runner import Request
 from karat.scorers.model.states import States
 from karat.scorers.model.tokens import Sequence as Sequence_
+from karat.scorers.model.vectors import column
 
 if TYPE_CHECKING:
     from karat.scorers.model.decoder_scorer import DecoderScorer as Asker
@@ -28,10 +29,11 @@ class Asking:
 
 
 def score_in_one_pass(
-    askers: Sequence[Asker], rows: pl.DataFrame, tokenizer: Any, runner: Runner
+    askers: Sequence[Asker], rows: pl.DataFrame, tokenizer: Any, runner: Any
 ) -> list[pl.DataFrame]:
     """One table for each asker: its columns and status (ok, truncated, failed: why), rows in order."""
     records = rows.to_dicts()
+    askers = [within(asker, getattr(runner, "longest", None)) for asker in askers]
     asked = [[asker.ask(record, tokenizer) for record in records] for asker in askers]
     requests: list[Request] = []
     homes: list[tuple[int, int, int]] = []
@@ -50,6 +52,13 @@ def score_in_one_pass(
     return [_table(asker, a, rows, asked[a], answers) for a, asker in enumerate(askers)]
 
 
+def within(asker: Asker, longest: int | None) -> Asker:
+    """The scorer with `max_tokens` narrowed to the positions that the model knows."""
+    if longest is None or asker.max_tokens <= longest:
+        return asker
+    return asker.model_copy(update={"max_tokens": longest})
+
+
 def _table(
     asker: Asker,
     a: int,
@@ -64,7 +73,7 @@ def _table(
         statuses.append(told)
         for name in values:
             values[name].append(found.get(name))
-    columns = {name: pl.Series(values[name], dtype=dtype) for name, dtype in asker.columns().items()}
+    columns = {name: column(values[name], dtype) for name, dtype in asker.columns().items()}
     status = pl.Series(statuses, dtype=pl.String)
     return pl.DataFrame({"id": rows["id"], **columns, f"{asker.kind}.status": status})
 

@@ -39,7 +39,11 @@ class DecoderScorer(ModelScorer):
 
     def shares(self) -> Hashable | None:
         """Scorers of the same model are asked in the same pass."""
-        return self.source()
+        return (self.model_kind(), *self.source())
+
+    def model_kind(self) -> str:
+        """What is loaded of the model: see `karat.scorers.model.loading.load`."""
+        return "causal"
 
     def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Replicas:
         """Load the model, unless a scorer of the same model has."""
@@ -64,14 +68,14 @@ class DecoderScorer(ModelScorer):
 class _Source:
     """A scorer that stands for its model: equal where the source is."""
 
-    def __init__(self, scorer: ModelScorer) -> None:
+    def __init__(self, scorer: DecoderScorer) -> None:
         self.scorer = scorer
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Source) and other.scorer.source() == self.scorer.source()
+        return isinstance(other, _Source) and other.scorer.shares() == self.scorer.shares()
 
     def __hash__(self) -> int:
-        return hash(self.scorer.source())
+        return hash(self.scorer.shares())
 
 
 @lru_cache(maxsize=1)
@@ -79,4 +83,4 @@ def _loaded(source: _Source) -> Replicas:
     # One model at a time: a second would seldom fit beside it.
     from karat.scorers.model.loading import load
 
-    return load(source.scorer)
+    return load(source.scorer, source.scorer.model_kind())

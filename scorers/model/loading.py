@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 
 from karat.errors import ScoreError
 from karat.scorers.model.head import Head, head_of
+from karat.scorers.model.masked_runner import MaskedRunner, class_runner, hidden_runner
 from karat.scorers.model.runner import Runner
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ class Asked:
 
     model: Any
     tokenizer: Any
-    runner: Runner | None
-    """None for a model without a language-model head."""
+    runner: Runner | MaskedRunner
+    """The first for a causal language model, the other for a model without such a head."""
     device: torch.device
 
 
@@ -89,12 +90,15 @@ def _replica(scorer: ModelScorer, device: torch.device, kind: str) -> Asked:
             model = model.to(device)
         device = next(model.parameters()).device
     model.eval().requires_grad_(False)
-    runner = None
-    if kind == "causal":
+    tokens = scorer.batch_tokens or BATCH_TOKENS.get(device.type, 8_192)
+    runner: Any
+    if kind == "classifier":
+        runner = class_runner(model, tokenizer, tokens)
+    elif kind == "base":
+        runner = hidden_runner(model, tokenizer, tokens)
+    else:
         head: Head = head_of(model)
-        runner = Runner(
-            model.get_decoder(), head, scorer.batch_tokens or BATCH_TOKENS.get(device.type, 8_192)
-        )
+        runner = Runner(model.get_decoder(), head, tokens)
     return Asked(model, tokenizer, runner, device)
 
 
@@ -110,9 +114,15 @@ def _from_files(scorer: ModelScorer, device: torch.device, kind: str) -> tuple[A
     how: dict[str, Any] = {"trust_remote_code": scorer.trust_remote_code, "revision": scorer.revision}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **how)
-        model = factory.from_pretrained(
-            name, use_safetensors=True, dtype=_dtype(scorer, device), **_quantised(scorer, device), **how
+        model, info = factory.from_pretrained(
+            name,
+            use_safetensors=True,
+            dtype=_dtype(scorer, device),
+            output_loading_info=True,
+            **_quantised(scorer, device),
+            **how,
         )
+        refuse_missing(name, model, kind, info["missing_keys"])
         if scorer.adapter:
             from peft import PeftModel
 
@@ -124,6 +134,18 @@ def _from_files(scorer: ModelScorer, device: torch.device, kind: str) -> tuple[A
             hint="a folder with config.json, model.safetensors and a tokenizer, or a Hub id of such",
         ) from error
     return (model if scorer.quantization else model.to(device)), tokenizer
+
+
+def refuse_missing(name: str, model: Any, kind: str, missing: Iterable[str]) -> None:
+    """Raise ScoreError for weights that the files lack: they would be drawn at random."""
+    # The pooler of BERT comes after what is read of a bare model.
+    lacking = sorted(key for key in missing if kind != "base" or "pooler" not in key)
+    if lacking:
+        raise ScoreError(
+            f"{len(lacking)} weights of {type(model).__name__} are missing in {name!r}, such as {lacking[0]}",
+            where="model",
+            hint="give the model that was trained for this: its files must hold all its weights",
+        )
 
 
 def _dtype(scorer: ModelScorer, device: torch.device) -> Any:

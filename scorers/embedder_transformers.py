@@ -12,11 +12,11 @@ from pydantic import Field
 from karat.fitting import Arrays
 from karat.scorers.embedder_models import ModelEmbedder, quiet, unusable
 from karat.scorers.embedders import Encoded, Encoder
+from karat.scorers.model.pooling import Pooling
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from karat.scorers.model.pooling import Pooling
     from karat.scorers.model.states import States
 
 MAX_TOKENS = 2048

@@ -13,6 +13,8 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from tiny_encoders import tiny_folder
+from tiny_models import tiny_model
 
 from karat.deriving import derive_columns
 from karat.parts import DerivedScorer, Scorer
@@ -20,6 +22,7 @@ from karat.registry import load
 from karat.score_engine import score_view
 from karat.scorers import MEMBERS
 from karat.scorers.length import Length
+from karat.scorers.model.source import ModelScorer
 
 # Derived scorers read the columns of `length` here.
 DERIVED: tuple[dict[str, Any], ...] = (
@@ -28,10 +31,31 @@ DERIVED: tuple[dict[str, Any], ...] = (
     {"method": "match"},
     {"method": "match", "largest": False, "of": ["length.tokens", "length.bytes"]},
 )
+# One sequence at a time: in another batch the last bits differ.
+ASKS: dict[str, Any] = {"model": tiny_model("llama"), "max_tokens": 48, "batch_tokens": 1}
+ASKS_GPT2: dict[str, Any] = {**ASKS, "model": tiny_model("gpt2")}
+ASKS_BERT: dict[str, Any] = {**ASKS, "model": tiny_folder("bert")}
+JUDGES: dict[str, Any] = {**ASKS, "model": tiny_folder("bert", "ForSequenceClassification", 1)}
+JUDGES_LLAMA: dict[str, Any] = {**ASKS, "model": tiny_folder("llama", "ForSequenceClassification", 3)}
+# A value that differs from the default, for what all scorers of models can be told.
+MODEL_CHANGES: dict[str, Any] = {
+    "model": tiny_model("gpt2"),
+    "revision": "main",
+    "adapter": tiny_model("gpt2"),
+    "dtype": "float64",
+    "quantization": "8bit",
+    "max_tokens": 47,
+    "trust_remote_code": True,
+}
 # How to make each member: settings to try, and for every setting a value that differs from the default.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "cross_entropy_difference": [{}, {"level": "words", "order": 2}, {"general": "pool", "order": 3}],
     "dsir": [{}, {"smoothing": 1e-8, "ngrams": 3}, {"tokens": "characters", "buckets": 97}],
+    "embedding": [
+        ASKS,
+        {**ASKS_BERT, "normalize": True},
+        {**ASKS_GPT2, "pooling": "weighted_mean", "form": "response", "dtype": "bfloat16"},
+    ],
     "length": [{}, {"tokenizer": "bytes"}],
     "length_control": [{"of": "length.tokens", **more} for more in DERIVED],
     "nearest_target": [
@@ -40,6 +64,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"aggregate": "mean", "embedder": "tfidf"},
         {"embedder": "tfidf"},
     ],
+    "reward_model": [JUDGES, {**JUDGES_LLAMA, "label": 1, "template": "plain"}],
     "zip_fit": [
         {},
         {"level": 9},
@@ -61,7 +86,9 @@ CHANGES: dict[str, dict[str, Any]] = {
         "leave_one_out": False,
     },
     "dsir": {"ngrams": 1, "buckets": 1_000, "smoothing": 1e-8, "tokens": "characters"},
+    "embedding": {**MODEL_CHANGES, "pooling": "mean", "form": "prompt", "normalize": True},
     "length": {"tokenizer": "bytes"},
+    "reward_model": {**MODEL_CHANGES, "label": 0, "template": "pair"},
     "zip_fit": {
         "level": 7,
         "compressor": "lz4",
@@ -118,6 +145,9 @@ def view(texts: list[str | None], ids: list[str] | None = None) -> pl.DataFrame:
 
 
 def run(scorer: Scorer, rows: pl.DataFrame, **how: Any) -> pl.DataFrame:
+    if "response" in scorer.reads:  # a text is the answer to something
+        asked = pl.when(pl.col("text").is_not_null()).then(pl.lit("Go on."))
+        rows = rows.with_columns(prompt=asked, response=pl.col("text"))
     if isinstance(scorer, DerivedScorer):
         table = score_view(Length(), rows, None, **how)
         return derive_columns(scorer, table, rows, view(REFERENCE))
@@ -133,9 +163,9 @@ every_scorer = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
 
 
 def test_every_member_is_in_the_battery() -> None:
-    assert set(SAMPLES) == set(CHANGES) == set(MEMBERS)
+    assert set(SAMPLES) == set(CHANGES) == set(MEMBERS) - {"donod", "loss", "perplexity"}
     for kind, changes in CHANGES.items():
-        assert set(changes) == set(type(default(kind)).model_fields), kind
+        assert set(changes) == set(type(default(kind)).model_fields) - type(default(kind)).neutral, kind
 
 
 @every_scorer
@@ -145,7 +175,9 @@ def test_the_output_is_as_declared(scorer: Scorer) -> None:
     assert table["id"].to_list() == [f"id{i}" for i in range(len(TEXTS))]
     for column in scorer.columns():
         assert column.startswith(f"{scorer.kind}.")
-        assert table[column].is_null().to_list() == [text is None for text in TEXTS]
+        # A model has nothing to predict in an empty text.
+        lacking = [not text if isinstance(scorer, ModelScorer) else text is None for text in TEXTS]
+        assert table[column].is_null().to_list() == lacking
 
 
 @every_scorer

@@ -142,8 +142,8 @@ def refuse_missing(name: str, model: Any, kind: str, missing: Iterable[str]) -> 
     lacking = sorted(key for key in missing if kind != "base" or "pooler" not in key)
     if lacking:
         raise ScoreError(
-            f"{len(lacking)} weights of {type(model).__name__} are missing in {name!r}, such as {lacking[0]}",
-            where="model",
+            f"{len(lacking)} weights of {type(model).__name__} are missing, such as {lacking[0]}",
+            where=f"model {name!r}",
             hint="give the model that was trained for this: its files must hold all its weights",
         )
 

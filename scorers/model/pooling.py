@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from karat.scorers.model.head import accumulator
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -25,6 +23,8 @@ def pooled(hidden_nd: Tensor, pooling: Pooling) -> Tensor:
     weighted_mean: Muennighoff 2022, "SGPT", arXiv 2202.08904, equation 2.
     """
     import torch
+
+    from karat.scorers.model.head import accumulator
 
     wide_nd = hidden_nd.to(accumulator(hidden_nd.dtype))
     if pooling == "last":

@@ -112,7 +112,7 @@ class Embedding(DecoderScorer):
         return {"embedding.vector": narrow}
 
     def _tokens(self, row: Mapping[str, str | None], tokenizer: Any) -> tuple[tuple[int, ...], bool] | str:
-        from karat.scorers.model.special_tokens import NO_TOKEN, frame_length, framed
+        from karat.scorers.model.special_tokens import NOTHING, frame_length, framed
 
         if self.form == "vicuna":
             return _vicuna(row, tokenizer, self.max_tokens)
@@ -120,7 +120,7 @@ class Embedding(DecoderScorer):
         if text is None:
             return f"no {self.form}"
         ids, truncated = framed(tokenizer, text, self.max_tokens)
-        return NO_TOKEN if len(ids) <= frame_length(tokenizer) else (ids, truncated)
+        return NOTHING if len(ids) <= frame_length(tokenizer) else (ids, truncated)
 
 
 SYSTEM = (

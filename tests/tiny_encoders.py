@@ -1,4 +1,4 @@
-"""Tiny models that are no causal language models, with random weights, for tests: in memory, and as folders."""
+"""Tiny models that are no causal language models, with random weights: in memory, and as folders."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def _distilbert(tf: Any, head: str, labels: int) -> Any:
 
 def _llama(tf: Any, head: str, labels: int, pad: int | None = None) -> Any:
     config = tf.LlamaConfig(
-        **{**SMALL, "pad_token_id": pad}, num_key_value_heads=1, max_position_embeddings=512, num_labels=labels
+        **{**SMALL, "pad_token_id": pad},
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        num_labels=labels,
     )
     return getattr(tf, f"Llama{head}")(config)
 
@@ -64,7 +67,12 @@ def _llama(tf: Any, head: str, labels: int, pad: int | None = None) -> Any:
 def _gpt2(tf: Any, head: str, labels: int) -> Any:
     sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 512}
     config = tf.GPT2Config(
-        vocab_size=VOCABULARY, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=EOS, num_labels=labels, **sizes
+        vocab_size=VOCABULARY,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=EOS,
+        num_labels=labels,
+        **sizes,
     )
     return getattr(tf, f"GPT2{head}")(config)
 

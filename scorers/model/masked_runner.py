@@ -160,8 +160,8 @@ def segment_end(model: Any, tokenizer: Any) -> int | None:
     """
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         return None
-    pair = tokenizer("a b", "c d e", return_token_type_ids=True)
-    wanted = pair["token_type_ids"]
+    pair = tokenizer("a b", "c d e")
+    wanted = pair.get("token_type_ids") or ()
     if not any(wanted):
         return None
     end = tokenizer.sep_token_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-NO_TOKEN = "no token in the text"
+NOTHING = "no token in the text"
 
 
 def framed(tokenizer: Any, text: str, max_tokens: int) -> tuple[tuple[int, ...], bool]:

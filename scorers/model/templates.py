@@ -1,11 +1,11 @@
-"""Prompt and response as the tokens that models were trained on; what is too long loses the response's end."""
+"""Prompt and response as the tokens that models were trained on; too long a response loses its end."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from karat.errors import ScoreError
-from karat.scorers.model.special_tokens import NO_TOKEN, frame_length, framed
+from karat.scorers.model.special_tokens import NOTHING, frame_length, framed
 
 Tokens = tuple[tuple[int, ...], bool]
 """Token ids, and whether the response was cut."""
@@ -18,7 +18,7 @@ def as_plain(tokenizer: Any, prompt: str | None, response: str | None, max_token
     before = f"{prompt}\n" if prompt else ""
     ids, cut = framed(tokenizer, before + response, max_tokens)
     if len(ids) <= frame_length(tokenizer):
-        return NO_TOKEN
+        return NOTHING
     if cut and before:
         needed = len(framed(tokenizer, before, 10**9)[0])
         if needed >= max_tokens:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from karat.scorers.length import Length as Length
     from karat.scorers.length_control import LengthControl as LengthControl
     from karat.scorers.loss import Loss as Loss
+    from karat.scorers.nearest_embedding import NearestEmbedding as NearestEmbedding
     from karat.scorers.nearest_target import NearestTarget as NearestTarget
     from karat.scorers.perplexity import Perplexity as Perplexity
     from karat.scorers.reward_model import RewardModel as RewardModel
@@ -34,6 +35,7 @@ MEMBERS = {
     "reward_model": "karat.scorers.reward_model:RewardModel",
     "length": "karat.scorers.length:Length",
     "length_control": "karat.scorers.length_control:LengthControl",
+    "nearest_embedding": "karat.scorers.nearest_embedding:NearestEmbedding",
     "nearest_target": "karat.scorers.nearest_target:NearestTarget",
     "zip_fit": "karat.scorers.zip_fit:ZipFit",
 }

@@ -58,6 +58,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "length": [{}, {"tokenizer": "bytes"}],
     "length_control": [{"of": "length.tokens", **more} for more in DERIVED],
+    "nearest_embedding": [{}, {"aggregate": "max"}, {"aggregate": "mean"}, {"best": 2}],
     "nearest_target": [
         {},
         {"aggregate": "max"},
@@ -105,6 +106,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "bins": 2,
         "largest": False,
     },
+    "nearest_embedding": {"aggregate": "max", "best": 3, "vectors": "mine.vector"},
     "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
 }
 SCORERS: list[Scorer] = [
@@ -144,12 +146,27 @@ def view(texts: list[str | None], ids: list[str] | None = None) -> pl.DataFrame:
     return pl.DataFrame(columns, dict.fromkeys(VIEW, pl.String))
 
 
+def vectors_of(rows: pl.DataFrame) -> pl.Series:
+    numbers = (
+        pl.col("text").str.len_bytes(),
+        pl.col("text").str.len_chars(),
+        1 - pl.col("text").str.len_chars(),
+    )
+    made = pl.concat_arr([number.cast(pl.Float32) for number in numbers])
+    return rows.select(pl.when(pl.col("text").is_not_null()).then(made).alias("embedding.vector")).to_series()
+
+
 def run(scorer: Scorer, rows: pl.DataFrame, **how: Any) -> pl.DataFrame:
     if "response" in scorer.reads:  # a text is the answer to something
         asked = pl.when(pl.col("text").is_not_null()).then(pl.lit("Go on."))
         rows = rows.with_columns(prompt=asked, response=pl.col("text"))
     if isinstance(scorer, DerivedScorer):
         table = score_view(Length(), rows, None, **how)
+        if scorer.kind == "nearest_embedding":
+            table = table.with_columns(vectors_of(rows))
+            return derive_columns(
+                scorer, table, rows, view(REFERENCE).with_columns(vectors_of(view(REFERENCE)))
+            )
         return derive_columns(scorer, table, rows, view(REFERENCE))
     return score_view(scorer, rows, view(REFERENCE), **how)
 

@@ -44,8 +44,10 @@ def _reference(
 ) -> pl.DataFrame | None:
     """The reference's rows, with the columns that derived scorers read of them."""
     found = inputs.reference
-    for scorer in scorers_of_reference(scorers) if found is not None else ():
-        works = _score([scorer], inputs.reference, inputs, store, record, " of the reference")
+    if found is None:
+        return None
+    for scorer in scorers_of_reference(scorers):
+        works = _score([scorer], found, inputs, store, record, " of the reference")
         table = score_table(found, list(works.values()), store)
         found = found.with_columns(table.select(list(scorer.columns())))
     return found

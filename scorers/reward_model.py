@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import polars as pl
@@ -56,6 +57,10 @@ class RewardModel(DecoderScorer):
     template: Template = Field(
         "auto", description="chat, pair, plain; auto: chat if the tokenizer has a template, else plain"
     )
+
+    def environment(self) -> dict[str, str]:
+        """With the library that renders chats."""
+        return {**super().environment(), "jinja2": version("jinja2")}
 
     def columns(self) -> dict[str, pl.DataType]:
         """`reward_model.score`: the head's number."""

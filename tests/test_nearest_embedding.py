@@ -89,7 +89,7 @@ def test_the_model_runs_once_over_the_pool_and_once_over_the_target(monkeypatch:
     assert sorted(ran) == sorted(len(text.encode()) + 2 for text in texts)
 
 
-WORDS = "the a of tree river stone quickly compute alpha matrix house".split()
+WORDS = ["the", "a", "of", "tree", "river", "stone", "quickly", "compute", "alpha", "matrix", "house"]
 
 
 def write_rows(path: Path, count: int, seed: int) -> None:

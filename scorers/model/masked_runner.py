@@ -107,15 +107,25 @@ def hidden_runner(
     model: Any, tokenizer: Any, batch_tokens: int, batch_rows: int | None = None
 ) -> MaskedRunner:
     """Last hidden states of the model without its head; of an encoder-decoder the encoder's."""
-    bare = getattr(model, "base_model", model)
-    bare = bare.get_encoder() if model.config.is_encoder_decoder and hasattr(bare, "get_encoder") else bare
-
-    def forward(ids_bt: Tensor, mask_bt: Tensor) -> Tensor:
-        hidden: Tensor = bare(input_ids=ids_bt, attention_mask=mask_bt).last_hidden_state
-        return hidden
+    forward = _last_states(model)
 
     longest = position_limit(model, tokenizer)
     return MaskedRunner(forward, model, batch_tokens, batch_rows=batch_rows, longest=longest)
+
+
+def _last_states(model: Any) -> Forward:
+    """Last hidden states by the model without its head."""
+    bare = getattr(model, "base_model", model)
+    bare = bare.get_encoder() if model.config.is_encoder_decoder and hasattr(bare, "get_encoder") else bare
+    # Decoders would keep the keys and values of every token otherwise.
+    cached = "use_cache" in inspect.signature(bare.forward).parameters
+    more = {"use_cache": False} if cached else {}
+
+    def forward(ids_bt: Tensor, mask_bt: Tensor) -> Tensor:
+        hidden: Tensor = bare(input_ids=ids_bt, attention_mask=mask_bt, **more).last_hidden_state
+        return hidden
+
+    return forward
 
 
 def class_runner(model: Any, tokenizer: Any, batch_tokens: int) -> MaskedRunner:
@@ -133,9 +143,10 @@ def class_runner(model: Any, tokenizer: Any, batch_tokens: int) -> MaskedRunner:
         wide = accumulator(dtype)
         layer = copy.deepcopy(layer).to(wide)
 
+        forward = _last_states(model)
+
         def at_each_place(ids_bt: Tensor, mask_bt: Tensor) -> Tensor:
-            hidden = model.base_model(input_ids=ids_bt, attention_mask=mask_bt).last_hidden_state
-            scores: Tensor = layer(hidden.to(wide))
+            scores: Tensor = layer(forward(ids_bt, mask_bt).to(wide))
             return scores
 
         return MaskedRunner(at_each_place, model, batch_tokens, longest=longest)

@@ -70,7 +70,9 @@ def score(
             )
             tables.update(zip(map(id, group), scored, strict=True))
     whole = _joined(pool_view, measuring, [tables[id(part)] for part in measuring])
-    for part in scorers_of_reference(scorers) if reference_view is not None else ():
+    for part in scorers_of_reference(scorers):
+        if reference_view is None:
+            break
         of_reference = score_view(part, reference_view, reference_view, workers=workers)
         reference_view = reference_view.with_columns(of_reference.select(list(part.columns())))
     return derived_table(scorers, whole, pool_view, reference_view)

@@ -29,6 +29,11 @@ TEXTS = ["a", "hello there", "🙂 e\u0301 日本", "x" * 60, "b b b", "a </s> b
 ROWS = pl.DataFrame({"id": [str(i) for i in range(len(TEXTS))], "text": TEXTS})
 
 
+def scored(scorers: Any, rows: pl.DataFrame) -> pl.DataFrame:
+    """All rows in one chunk, so that they meet in batches."""
+    return karat.score(scorers, rows, workers=1, chunk_rows=100)
+
+
 def kind(name: str) -> tuple[Any, Any]:
     if name == "causal":
         return tiny_pair("llama")
@@ -76,7 +81,7 @@ def test_vectors_are_those_of_one_text_at_a_time(
     model, tokenizer = kind(name)
     tokenizer.padding_side = side
     seen = reduced(monkeypatch)
-    table = karat.score(Embedding(model=(model, tokenizer), pooling=pooling), ROWS, workers=1)
+    table = scored(Embedding(model=(model, tokenizer), pooling=pooling), ROWS)
     assert set(table["embedding.status"]) == {"ok"}
     wide = np.array([vector for _, vector in seen])
     assert wide.dtype == np.float64
@@ -91,8 +96,8 @@ def test_vectors_are_those_of_one_text_at_a_time(
 def test_batches_change_rounding_only(name: str, batch_tokens: int) -> None:
     model, tokenizer = kind(name)
     pair = (model.to(torch.float32), tokenizer)
-    alone = karat.score(Embedding(model=pair, pooling="mean", batch_tokens=1), ROWS)
-    table = karat.score(Embedding(model=pair, pooling="mean", batch_tokens=batch_tokens), ROWS, chunk_rows=3)
+    alone = scored(Embedding(model=pair, pooling="mean", batch_tokens=1), ROWS)
+    table = scored(Embedding(model=pair, pooling="mean", batch_tokens=batch_tokens), ROWS)
     expected = alone["embedding.vector"].to_numpy()
     np.testing.assert_allclose(table["embedding.vector"].to_numpy(), expected, atol=2e-6)
     assert table["embedding.vector"][1].to_list() == table["embedding.vector"][6].to_list()
@@ -128,8 +133,8 @@ def test_a_folder_gives_what_the_loaded_model_gives() -> None:
         (tiny_folder("bert"), (tiny("bert", dtype="float32"), closed_tokenizer())),
     ):
         scorer = load({"kind": "embedding", "model": folder, "batch_tokens": 1}, Scorer)
-        found = karat.score(scorer, ROWS)
-        loaded = karat.score(Embedding(model=pair, batch_tokens=1), ROWS)
+        found = scored(scorer, ROWS)
+        loaded = scored(Embedding(model=pair, batch_tokens=1), ROWS)
         np.testing.assert_allclose(
             found["embedding.vector"].to_numpy(), loaded["embedding.vector"].to_numpy(), rtol=1e-4, atol=1e-6
         )
@@ -150,9 +155,9 @@ def test_a_causal_model_is_asked_once_for_embedding_and_perplexity(monkeypatch: 
 
     monkeypatch.setattr(Runner, "_forward", counting)
     both = [Perplexity(model=(model, tokenizer)), Embedding(model=(model, tokenizer), pooling="mean")]
-    together = karat.score(both, ROWS, workers=1)
+    together = scored(both, ROWS)
     once, runs[:] = sum(runs), []
-    alone = karat.score(both[1], ROWS, workers=1)
+    alone = scored(both[1], ROWS)
     assert sum(runs) == once == sum(len(text.encode()) + 1 for text in set(TEXTS))
     expected = alone["embedding.vector"].to_numpy()
     np.testing.assert_allclose(together["embedding.vector"].to_numpy(), expected, rtol=1e-6, atol=1e-9)
@@ -166,7 +171,7 @@ def closed_start() -> Any:
 
 def test_statuses_of_what_cannot_be_embedded() -> None:
     rows = pl.DataFrame({"id": list("abcde"), "text": ["", None, "x" * 100, "x" * 500_000, "ok"]})
-    table = karat.score(Embedding(model=kind("bert")), rows)
+    table = scored(Embedding(model=kind("bert")), rows)
     assert table["embedding.status"].to_list() == [
         "failed: no token in the text", "failed: no text", "truncated", "truncated", "ok",
     ]  # fmt: skip
@@ -181,7 +186,7 @@ def test_a_vector_that_is_not_finite_is_a_failure() -> None:
     model, tokenizer = kind("bert")
     model.embeddings.word_embeddings.weight.data[ord("!")] = float("nan")
     rows = pl.DataFrame({"id": ["a", "b"], "text": ["fine", "wow!"]})
-    table = karat.score(Embedding(model=(model, tokenizer)), rows)
+    table = scored(Embedding(model=(model, tokenizer)), rows)
     assert table["embedding.vector"].is_null().to_list() == [False, True]
     assert table["embedding.status"][1].startswith("failed: ")
     big = Embedding(model=kind("bert"))
@@ -190,8 +195,8 @@ def test_a_vector_that_is_not_finite_is_a_failure() -> None:
 
 def test_normalised_vectors_have_length_one() -> None:
     pair = kind("bert")
-    table = karat.score(Embedding(model=pair, normalize=True), ROWS)["embedding.vector"].to_numpy()
-    raw = karat.score(Embedding(model=pair), ROWS)["embedding.vector"].to_numpy().astype(np.float64)
+    table = scored(Embedding(model=pair, normalize=True), ROWS)["embedding.vector"].to_numpy()
+    raw = scored(Embedding(model=pair), ROWS)["embedding.vector"].to_numpy().astype(np.float64)
     np.testing.assert_allclose(table, raw / np.linalg.norm(raw, axis=1, keepdims=True), rtol=1e-6)
     scorer = Embedding(model=pair, normalize=True)
     assert scorer.conclude([np.zeros(16)])["embedding.vector"].tolist() == [0.0] * 16  # type: ignore[index]
@@ -234,7 +239,7 @@ def test_columns_of_vectors_hold_no_python_numbers() -> None:
 
 def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = kind("bert")
-    expected = karat.score(Embedding(model=pair), ROWS)
+    expected = scored(Embedding(model=pair), ROWS)
     own = MaskedRunner._run
 
     def small(self: MaskedRunner, batch: Any) -> Any:
@@ -243,7 +248,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) 
         return own(self, batch)
 
     monkeypatch.setattr(MaskedRunner, "_run", small)
-    table = karat.score(Embedding(model=pair), ROWS)
+    table = scored(Embedding(model=pair), ROWS)
     assert table["embedding.status"][3] == "failed: out of memory even alone"
     kept = (table["embedding.status"] == "ok").to_numpy()
     assert kept.tolist() == [True, True, True, False, True, True, True]
@@ -263,7 +268,7 @@ def test_a_model_that_is_not_there_or_lacks_weights_is_named(tmp_path: Path) -> 
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(text.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
     with pytest.raises(karat.KaratError, match="weights of BertModel are missing"):
-        karat.score(Embedding(model=str(folder)), ROWS)
+        scored(Embedding(model=str(folder)), ROWS)
 
 
 def test_the_tokenizer_of_plain_bytes_adds_nothing() -> None:

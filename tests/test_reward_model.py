@@ -30,6 +30,11 @@ CHAT = (
 )
 
 
+def scored(scorer: RewardModel, rows: pl.DataFrame) -> pl.DataFrame:
+    """All rows in one chunk, so that they meet in batches."""
+    return karat.score(scorer, rows, workers=1, chunk_rows=100)
+
+
 def pair(name: str, labels: int = 1, dtype: str = "float64") -> tuple[Any, Any]:
     return tiny(name, "ForSequenceClassification", labels, dtype), closed_tokenizer()
 
@@ -52,7 +57,7 @@ def said(prompt: str | None, response: str) -> list[int]:
 def test_scores_are_those_of_one_row_at_a_time(name: str, side: str, batch_tokens: int) -> None:
     model, tokenizer = pair(name)
     tokenizer.padding_side = side
-    table = karat.score(RewardModel(model=(model, tokenizer), batch_tokens=batch_tokens), ROWS)
+    table = scored(RewardModel(model=(model, tokenizer), batch_tokens=batch_tokens), ROWS)
     for row, found in zip(ROWS.to_dicts(), table.to_dicts(), strict=True):
         if row["response"] is None:
             assert found["reward_model.status"] == "failed: no response"
@@ -80,7 +85,7 @@ def test_transformers_itself_is_wrong_where_the_padding_ends_texts() -> None:
 
 def test_a_layer_in_sixteen_bits_is_applied_in_float32() -> None:
     model, tokenizer = pair("llama", dtype="bfloat16")
-    table = karat.score(RewardModel(model=(model, tokenizer)), ROWS[:1])
+    table = scored(RewardModel(model=(model, tokenizer)), ROWS[:1])
     with torch.no_grad():
         hidden = model.base_model(input_ids=torch.tensor([said("Add 1 and 1.", "2")])).last_hidden_state[
             0, -1
@@ -92,7 +97,7 @@ def test_a_layer_in_sixteen_bits_is_applied_in_float32() -> None:
 @pytest.mark.parametrize("name", ["bert", "roberta", "llama"])
 def test_pairs_are_numbered_as_the_tokenizer_numbers_them(name: str) -> None:
     model, tokenizer = pair(name)
-    table = karat.score(RewardModel(model=(model, tokenizer), template="pair"), ROWS[[0, 2]])
+    table = scored(RewardModel(model=(model, tokenizer), template="pair"), ROWS[[0, 2]])
     for row, score in zip(ROWS[[0, 2]].to_dicts(), table["reward_model.score"], strict=True):
         given = tokenizer(row["prompt"], row["response"])
         types = given["token_type_ids"] if name != "llama" else None
@@ -104,19 +109,19 @@ def test_pairs_are_numbered_as_the_tokenizer_numbers_them(name: str) -> None:
 def test_chats_are_rendered_by_the_template() -> None:
     model, tokenizer = pair("llama")
     tokenizer.chat_template = CHAT
-    table = karat.score(RewardModel(model=(model, tokenizer)), ROWS)
+    table = scored(RewardModel(model=(model, tokenizer)), ROWS)
     chat = [*b"<user>Say hi.", EOS, *"<assistant>🙂 hi".encode(), EOS]
     assert table["reward_model.score"][2] == pytest.approx(alone(model, "llama", chat), rel=1e-10)
     assert table["reward_model.status"][3] == "failed: the text spells the special token '</s>'"
-    plainly = karat.score(RewardModel(model=(model, tokenizer), template="plain"), ROWS)
+    plainly = scored(RewardModel(model=(model, tokenizer), template="plain"), ROWS)
     assert plainly["reward_model.score"][2] != table["reward_model.score"][2]
     assert plainly["reward_model.status"][3] == "ok"
     tokenizer.chat_template = "{{ raise_exception('only Latin') }}"
-    refused = karat.score(RewardModel(model=(model, tokenizer)), ROWS[:1])
+    refused = scored(RewardModel(model=(model, tokenizer)), ROWS[:1])
     assert refused["reward_model.status"][0] == "failed: the chat template refuses the row: only Latin"
     tokenizer.chat_template = None
     with pytest.raises(karat.KaratError, match="no chat template"):
-        karat.score(RewardModel(model=(model, tokenizer), template="chat"), ROWS)
+        scored(RewardModel(model=(model, tokenizer), template="chat"), ROWS)
 
 
 @pytest.mark.parametrize("template", ["plain", "pair", "chat"])
@@ -134,7 +139,7 @@ def test_the_end_of_the_response_is_cut_and_the_closing_token_stays(template: An
     assert ids[-1] == EOS
     body = bytes(i for i in ids if i < 256)
     assert body.startswith({"plain": b"Q\n", "pair": b"Q", "chat": b"<user>Q<assistant>"}[template])
-    table = karat.score(scorer, rows)
+    table = scored(scorer, rows)
     told = table["reward_model.status"].to_list()
     assert told[0::2] == ["truncated", "ok"]
     assert told[1].startswith("failed: the prompt alone has ")
@@ -143,7 +148,7 @@ def test_the_end_of_the_response_is_cut_and_the_closing_token_stays(template: An
 
 def test_encoders_know_only_so_many_places() -> None:
     rows = pl.DataFrame({"id": ["a", "b"], "text": ["x" * 500_000, "x" * 78]})
-    table = karat.score(RewardModel(model=pair("bert")), rows)
+    table = scored(RewardModel(model=pair("bert")), rows)
     assert table["reward_model.status"].to_list() == ["truncated", "ok"]
     assert table["reward_model.score"][0] == table["reward_model.score"][1]
 
@@ -153,7 +158,7 @@ def test_which_output_counts() -> None:
     model.config.id2label = {0: "bad", 1: "fair", 2: "good"}
     expected = plain(model, said("Add 1 and 1.", "2"))
     for label, place in ((0, 0), (2, 2), ("fair", 1)):
-        table = karat.score(RewardModel(model=(model, tokenizer), label=label), ROWS[:1])
+        table = scored(RewardModel(model=(model, tokenizer), label=label), ROWS[:1])
         assert table["reward_model.score"][0] == pytest.approx(float(expected[place]), rel=1e-10)
     for wrong, problem in (
         (None, "has 3 outputs"),
@@ -162,7 +167,7 @@ def test_which_output_counts() -> None:
         ("god", "called"),
     ):
         with pytest.raises(karat.KaratError, match=problem) as raised:
-            karat.score(RewardModel(model=(model, tokenizer), label=wrong), ROWS)
+            scored(RewardModel(model=(model, tokenizer), label=wrong), ROWS)
         assert raised.value.hint
 
 
@@ -182,7 +187,7 @@ def test_a_class_that_padding_matters_to_runs_alone() -> None:
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
             return self.inner(input_ids=input_ids)
 
-    table = karat.score(RewardModel(model=(Forgetful(), tokenizer)), ROWS)
+    table = scored(RewardModel(model=(Forgetful(), tokenizer)), ROWS)
     for row, found in zip(ROWS.to_dicts(), table["reward_model.score"], strict=True):
         if row["response"]:
             expected = float(plain(model, said(row["prompt"], row["response"]))[0])
@@ -193,18 +198,18 @@ def test_a_folder_is_loaded_and_a_head_that_was_never_trained_is_refused(tmp_pat
     folder = tiny_folder("llama", "ForSequenceClassification", 1)
     scorer = load({"kind": "reward_model", "model": folder, "batch_tokens": 1}, Scorer)
     made = pair("llama", dtype="float32")
-    expected = karat.score(RewardModel(model=made), ROWS)["reward_model.score"].drop_nulls().to_list()
-    found = karat.score(scorer, ROWS)["reward_model.score"].drop_nulls().to_list()
+    expected = scored(RewardModel(model=made), ROWS)["reward_model.score"].drop_nulls().to_list()
+    found = scored(scorer, ROWS)["reward_model.score"].drop_nulls().to_list()
     assert found == pytest.approx(expected, rel=1e-4)
     tiny("bert", dtype="float32").save_pretrained(tmp_path)
     closed_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(karat.KaratError, match="weights of BertForSequenceClassification are missing"):
-        karat.score(RewardModel(model=str(tmp_path), label=0), ROWS)
+        scored(RewardModel(model=str(tmp_path), label=0), ROWS)
 
 
 def test_nan_is_a_failed_score() -> None:
     model, tokenizer = pair("bert")
     model.bert.embeddings.word_embeddings.weight.data[ord("2")] = float("nan")
-    table = karat.score(RewardModel(model=(model, tokenizer)), ROWS)
+    table = scored(RewardModel(model=(model, tokenizer)), ROWS)
     assert table["reward_model.score"].is_null().to_list() == [r in ("2", None) for r in ROWS["response"]]
     assert table["reward_model.status"][0].startswith("failed: ")

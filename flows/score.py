@@ -16,6 +16,7 @@ from karat.parts import DerivedScorer, Scorer
 from karat.progress import current
 from karat.record import Record
 from karat.score_engine import groups
+from karat.scorers.model.holding import release
 from karat.store import Store
 
 
@@ -34,6 +35,7 @@ def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) ->
                 check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
         reference = _reference(config.scorers, inputs, store, record)
     finally:
+        release()  # training may follow, and needs the memory
         shutil.rmtree(store.work(), ignore_errors=True)
     table = score_table(inputs.view, [works[scorer.kind] for scorer in measuring], store)
     return _derive(config.scorers, table, inputs.view, reference, record)

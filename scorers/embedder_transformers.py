@@ -107,7 +107,7 @@ class Transformers(ModelEmbedder):
         import torch
         from transformers import AutoModel
 
-        from karat.scorers.model.loading import refuse_missing
+        from karat.scorers.model.from_files import refuse_missing
 
         try:
             model, info = AutoModel.from_pretrained(

@@ -70,6 +70,8 @@ class ModelScorer(Scorer):
     @classmethod
     def _model_or_pair(cls, model: Any) -> Any:
         if isinstance(model, tuple) and len(model) == 2:
+            if not hasattr(model[0], "state_dict") or not callable(model[1]):
+                raise PydanticCustomError("model", "a pair is (model, tokenizer), neither of them missing")
             return Loaded(*model)
         if hasattr(model, "state_dict"):
             raise PydanticCustomError("model", "give the tokenizer as well: model=(model, tokenizer)")
@@ -84,6 +86,8 @@ class ModelScorer(Scorer):
         facts = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         if isinstance(self.model, str):
             facts["model"] = model_files_digest(self.model, self.revision)
+        if self.dtype == "auto":
+            facts["runs_in"] = _automatic_dtype(self.model, self.device)
         if self.adapter:
             facts["adapter"] = model_files_digest(self.adapter, None)
         return facts
@@ -91,9 +95,19 @@ class ModelScorer(Scorer):
     def source(self) -> tuple[Any, ...]:
         """What two scorers must agree on to share a pass."""
         return (
-            self.model, self.revision, self.adapter, self.dtype, self.quantization, self.max_tokens,
+            self.model, self.revision, self.adapter, self.dtype, self.quantization,
             self.trust_remote_code, self.device, self.batch_tokens,
         )  # fmt: skip
+
+
+def _automatic_dtype(model: str | Loaded, device: str) -> str:
+    """What `auto` comes to here: a CPU's float32 and a GPU's bfloat16 are not to be mixed in one column."""
+    import torch
+
+    if isinstance(model, Loaded):
+        return str(model.model.dtype)
+    on_cpu = not torch.cuda.is_available() if device == "auto" else device.startswith("cpu")
+    return "float32" if on_cpu else "files"
 
 
 def local_folder(name: str) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -17,6 +17,7 @@ import polars as pl
 from karat.errors import KaratError, ScoreError
 from karat.fitting import Arrays, Fitting
 from karat.parts import Scorer
+from karat.progress import spend, spending
 from karat.score_contract import checked, empty_scores
 
 CHUNK_ROWS = 2048
@@ -241,17 +242,28 @@ def _in_order(
             yield chunk, score_chunk_together(group, chunk, prepared)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix=f"karat-{group[0].kind}")
-    waiting: deque[tuple[pl.DataFrame, Future[list[pl.DataFrame]]]] = deque()
+    waiting: deque[tuple[pl.DataFrame, Future[tuple[list[pl.DataFrame], Counter[str]]]]] = deque()
     try:
         while True:
             for chunk in islice(blocks, 2 * workers - len(waiting)):
-                waiting.append((chunk, pool.submit(score_chunk_together, group, chunk, prepared)))
+                waiting.append((chunk, pool.submit(_counted, group, chunk, prepared)))
             if not waiting:
                 return
             chunk, future = waiting.popleft()
-            yield chunk, future.result()
+            tables, spent = future.result()
+            for unit, amount in spent.items():
+                spend(unit, amount)
+            yield chunk, tables
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _counted(
+    group: Sequence[Scorer], chunk: pl.DataFrame, prepared: Sequence[Any]
+) -> tuple[list[pl.DataFrame], Counter[str]]:
+    """On a thread of the pool: what it spends is counted again on the thread that waits."""
+    with spending() as spent:
+        return score_chunk_together(group, chunk, prepared), spent
 
 
 def _positive(name: str, value: int | None, default: int) -> int:

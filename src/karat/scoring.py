@@ -11,6 +11,7 @@ import polars as pl
 from karat.deriving import derived_scorers, derived_table, scorers_of_reference, source_problem
 from karat.errors import ScoreError
 from karat.parts import DerivedScorer, Scorer
+from karat.progress import rate, spending
 from karat.score_engine import (
     OnChunk,
     chunks,
@@ -225,14 +226,18 @@ def _reporter(progress: bool | Progress | None, total: int) -> Iterator[Callable
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[tokens]}"),
             console=Console(stderr=True),
         )
 
         def start(kind: str) -> OnChunk:
-            task = bar.add_task(kind, total=total)
-            return lambda done, _seconds: bar.update(task, completed=done)
+            task = bar.add_task(kind, total=total, tokens="")
+            spent.clear()
+            return lambda done, seconds: bar.update(
+                task, completed=done, tokens=rate(spent["tokens"], seconds, "tokens")
+            )
 
-        with bar:
+        with bar, spending() as spent:
             yield start
     else:
         yield None

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 import yaml
 from served_stub import ServedStub
+from tiny_encoders import tiny_folder
 from tiny_models import tiny_model
 
 from karat.deriving import derive_columns
@@ -37,6 +38,9 @@ ASKS: dict[str, Any] = {"model": tiny_model("llama"), "max_tokens": 48, "batch_t
 ASKS_GPT2: dict[str, Any] = {**ASKS, "model": tiny_model("gpt2")}
 # deita's own words are some hundred and fifty bytes.
 PROMPTED: dict[str, Any] = {**ASKS, "max_tokens": 200}
+ASKS_BERT: dict[str, Any] = {**ASKS, "model": tiny_folder("bert")}
+JUDGES: dict[str, Any] = {**ASKS, "model": tiny_folder("bert", "ForSequenceClassification", 1)}
+JUDGES_LLAMA: dict[str, Any] = {**ASKS, "model": tiny_folder("llama", "ForSequenceClassification", 3)}
 # A value that differs from the default, for what all scorers of models can be told.
 MODEL_CHANGES: dict[str, Any] = {
     "model": tiny_model("gpt2"),
@@ -71,6 +75,12 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "length": [{}, {"tokenizer": "bytes"}],
     "length_control": [{"of": "length.tokens", **more} for more in DERIVED],
     "loss": [ASKS],
+    "embedding": [
+        ASKS,
+        {**ASKS_BERT, "normalize": True},
+        {**ASKS_GPT2, "pooling": "weighted_mean", "form": "response", "dtype": "bfloat16"},
+    ],
+    "nearest_embedding": [{}, {"aggregate": "max"}, {"aggregate": "mean"}, {"best": 2}],
     "nearest_target": [
         {},
         {"aggregate": "max"},
@@ -80,6 +90,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     "perplexity": [ASKS, {**ASKS_GPT2, "dtype": "bfloat16"}],
     "preference_difficulty": [ASKS, {**ASKS_GPT2, "max_tokens": 24}],
     "selective_ifd": [{"share": 1.0}, {"within": "row"}],
+    "reward_model": [JUDGES, {**JUDGES_LLAMA, "label": 1, "template": "plain"}],
     "zip_fit": [
         {},
         {"level": 9},
@@ -132,6 +143,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "perplexity": MODEL_CHANGES,
     "preference_difficulty": MODEL_CHANGES,
     "selective_ifd": {"share": 0.75, "within": "row"},
+    "embedding": {**MODEL_CHANGES, "pooling": "mean", "form": "prompt", "normalize": True},
+    "reward_model": {**MODEL_CHANGES, "label": 0, "template": "pair"},
     "zip_fit": {
         "level": 7,
         "compressor": "lz4",
@@ -148,6 +161,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "bins": 2,
         "largest": False,
     },
+    "nearest_embedding": {"aggregate": "max", "best": 3, "vectors": "mine.vector"},
     "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
 }
 SCORERS: list[Scorer] = [
@@ -186,6 +200,16 @@ def view(texts: list[str | None], ids: list[str] | None = None) -> pl.DataFrame:
     return pl.DataFrame(columns, VIEW)
 
 
+def vectors_of(rows: pl.DataFrame) -> pl.Series:
+    numbers = (
+        pl.col("text").str.len_bytes(),
+        pl.col("text").str.len_chars(),
+        1 - pl.col("text").str.len_chars(),
+    )
+    made = pl.concat_arr([number.cast(pl.Float32) for number in numbers])
+    return rows.select(pl.when(pl.col("text").is_not_null()).then(made).alias("embedding.vector")).to_series()
+
+
 def run(scorer: Scorer, rows: pl.DataFrame, **how: Any) -> pl.DataFrame:
     if "response" in scorer.reads:  # a text is the answer to something
         asked = pl.when(pl.col("text").is_not_null()).then(pl.lit("Go on."))
@@ -199,6 +223,10 @@ def run(scorer: Scorer, rows: pl.DataFrame, **how: Any) -> pl.DataFrame:
         if scorer.kind == "selective_ifd":
             said = pl.col("text").str.split(" ").list.eval(pl.element().str.len_bytes().cast(pl.Float32) - 3)
             table = table.with_columns(rows.select(said.alias("ifd.token_deltas")))
+        if scorer.kind == "nearest_embedding":
+            table = table.with_columns(vectors_of(rows))
+            target = view(REFERENCE).with_columns(vectors_of(view(REFERENCE)))
+            return derive_columns(scorer, table, rows, target)
         return derive_columns(scorer, table, rows, view(REFERENCE))
     return score_view(scorer, rows, view(REFERENCE), **how)
 

@@ -13,6 +13,7 @@ from karat.progress import spend
 from karat.scorers.model.runner import Request, SequenceError, out_of_memory
 from karat.scorers.model.strange import strangest
 from karat.scorers.model.tokens import Sequence as Sequence_
+from karat.scorers.model.vectors import column
 
 if TYPE_CHECKING:
     from karat.scorers.model.decoder_scorer import DecoderScorer as Asker
@@ -138,7 +139,7 @@ def _table(
         statuses.append(told)
         for name in values:
             values[name].append(found.get(name))
-    columns = {name: pl.Series(values[name], dtype=dtype) for name, dtype in asker.columns().items()}
+    columns = {name: column(values[name], dtype) for name, dtype in asker.columns().items()}
     status = pl.Series(statuses, dtype=pl.String)
     return pl.DataFrame({"id": rows["id"], **columns, f"{asker.kind}.status": status})
 

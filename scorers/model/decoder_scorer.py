@@ -42,7 +42,11 @@ class DecoderScorer(ModelScorer):
 
     def shares(self) -> Hashable | None:
         """Scorers of the same model are asked in the same pass."""
-        return self.source()
+        return (self.model_kind(), *self.source())
+
+    def model_kind(self) -> str:
+        """What is loaded of the model: see `karat.scorers.model.loading.load`."""
+        return "causal"
 
     def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
         """Load the model, unless a scorer of the same model has; or what a served one is asked through."""
@@ -50,7 +54,7 @@ class DecoderScorer(ModelScorer):
             from karat.scorers.server.served_runner import connect
 
             return connect(self)
-        held = Held(self)
+        held = Held(self, self.model_kind())
         with held.borrowed():
             return held
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,9 +84,23 @@ def _model(name: str, kind: str, how: dict[str, Any]) -> Any:
         "classifier": transformers.AutoModelForSequenceClassification,
     }[kind]
     try:
-        return factory.from_pretrained(name, use_safetensors=True, **how)
+        model, info = factory.from_pretrained(name, use_safetensors=True, output_loading_info=True, **how)
     except FAULTS as error:
         raise _cannot_load("model", name, error) from error
+    refuse_missing(name, model, kind, info["missing_keys"])
+    return model
+
+
+def refuse_missing(name: str, model: Any, kind: str, missing: Iterable[str]) -> None:
+    """Raise ScoreError for weights that the files lack: they would be drawn at random."""
+    # The pooler of BERT comes after what is read of a bare model.
+    lacking = sorted(key for key in missing if kind != "base" or "pooler" not in key)
+    if lacking:
+        raise ScoreError(
+            f"{len(lacking)} weights of {type(model).__name__} are missing, such as {lacking[0]}",
+            where=f"model {name!r}",
+            hint="give the model that was trained for this: its files must hold all its weights",
+        )
 
 
 def with_adapter(model: Any, adapter: str, *, merge: bool) -> Any:

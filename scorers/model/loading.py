@@ -16,6 +16,7 @@ import torch
 from karat.errors import ScoreError
 from karat.scorers.model.from_files import from_files
 from karat.scorers.model.head import Head, head_of
+from karat.scorers.model.masked_runner import MaskedRunner, class_runner, hidden_runner
 from karat.scorers.model.probe import probe
 from karat.scorers.model.runner import Runner
 
@@ -32,8 +33,8 @@ class Asked:
 
     model: Any
     tokenizer: Any
-    runner: Runner | None
-    """None for a model without a language-model head."""
+    runner: Runner | MaskedRunner
+    """The first for a causal language model, the other for a model without such a head."""
     device: torch.device
 
 
@@ -116,8 +117,14 @@ def devices(wish: str) -> list[torch.device]:
 
 
 def _replica(model: Any, tokenizer: Any, device: torch.device, scorer: ModelScorer, kind: str) -> Asked:
-    runner = None
-    if kind == "causal":
+    tokens = scorer.batch_tokens or BATCH_TOKENS.get(device.type, 8_192)
+    runner: Runner | MaskedRunner
+    if kind == "classifier":
+        with evaluating(model):
+            runner = class_runner(model, tokenizer, tokens)
+    elif kind == "base":
+        runner = hidden_runner(model, tokenizer, tokens)
+    else:
         if model.config.is_encoder_decoder:
             raise ScoreError(
                 f"{type(model).__name__} is an encoder-decoder, not a causal language model",
@@ -127,7 +134,6 @@ def _replica(model: Any, tokenizer: Any, device: torch.device, scorer: ModelScor
         head: Head = head_of(model)
         with evaluating(model):
             probe(model, head)
-        tokens = scorer.batch_tokens or BATCH_TOKENS.get(device.type, 8_192)
         runner = Runner(model.get_decoder(), head, tokens, longest=_positions(model))
     return Asked(model, tokenizer, runner, device)
 

@@ -59,12 +59,13 @@ def go_on(decoder: Any, begun: Beginnings, batch: Batch, device: torch.device) -
     for index, (keys, values) in enumerate(begun.layers):
         cache.update(keys[rows_b, :, -deepest:], values[rows_b, :, -deepest:], index)
     ids_bt = right_padded([ids[start:] for ids, start in pairs])
-    mask_bp = torch.zeros(len(pairs), deepest + ids_bt.shape[1], dtype=torch.long)
-    for row, (ids, start) in enumerate(pairs):
-        mask_bp[row, deepest - start : deepest + len(ids) - start] = 1
+    # Padding on the right may be attended to: only padding is behind it, and a place that sees nothing, as
+    # within a sliding window, would give NaN, which spreads.
+    depth_b = torch.tensor(batch.starts)[:, None]
+    mask_bp = (torch.arange(deepest + ids_bt.shape[1]) >= deepest - depth_b).long()
     # Padding stays inside the positions that the model knows.
     last_b = torch.tensor([len(ids) - 1 for ids, _ in pairs])[:, None]
-    places_bt = (torch.tensor(batch.starts)[:, None] + torch.arange(ids_bt.shape[1])).minimum(last_b)
+    places_bt = (depth_b + torch.arange(ids_bt.shape[1])).minimum(last_b)
     out = decoder(
         input_ids=ids_bt.to(device),
         attention_mask=mask_bp.to(device),

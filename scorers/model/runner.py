@@ -53,10 +53,11 @@ class Runner:
     most. Padding goes to the right, whatever side the tokenizer pads: a causal model never attends to it,
     and no place has nothing to attend to. A sequence that begins a longer one is answered from that one.
 
-    A sequence's states depend on its batch by rounding only: at most 1e-12 (float64), 2e-5 (float32), 5e-2
-    (bfloat16) and 5e-3 (float16) nats for each token on the models of bench/model_scorers.py. Batches are
-    planned for each unit (a scorer) by itself, and equal ones run once for all units, so which other units
-    there are does not change a bit. Equal requests of a unit give equal bits, unless memory ran out.
+    A sequence's states depend on its batch by rounding only: less than 1e-6 (float64; parts of many models
+    compute in float32), 2e-5 (float32), 0.02 (float16) and 0.1 (bfloat16) nats for each token on the models
+    of tests/test_model_runner.py; bench/model_scorers.py measures a larger one. Batches are planned for
+    each unit (a scorer) by itself, and equal ones run once for all units, so which other units there are
+    does not change a bit. Equal requests of a unit give equal bits, unless memory ran out.
 
     Where memory runs out, in the decoder or in what `consume` computes, the batch is run again in halves,
     down to single sequences, and batches of that size are cut before they run until the end of this call:
@@ -135,7 +136,7 @@ class Runner:
 
     def _start(self, request: Request) -> int:
         """Where the sequence goes on after its shared beginning; 0 where it runs whole."""
-        first = min(request.positions, default=0)
+        first = min(request.positions, default=request.prefix)
         if not SHORTEST_PREFIX <= request.prefix <= first or request.prefix >= len(request.ids):
             return 0
         if self._shares is None:

@@ -107,7 +107,8 @@ def together(
     device = hidden_btd.device
     rows_n = [row for row, _, positions, _ in asked for _ in positions]
     places_n = [place - start for _, _, positions, start in asked for place in positions]
-    hidden_nd = hidden_btd[torch.tensor(rows_n, device=device), torch.tensor(places_n, device=device)]
+    places = torch.tensor([rows_n, places_n], dtype=torch.long, device=device)
+    hidden_nd = hidden_btd[places[0], places[1]]
     batch = States(torch.arange(0), hidden_nd, torch.arange(0), head)
     found, done = [], 0
     for _, ids, positions, _ in asked:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
+
 
 def strangest(value: Any) -> str | None:
     """ "NaN" or "infinity" where some number in the value is one, NaN first; None where all are finite.
@@ -17,6 +19,8 @@ def strangest(value: Any) -> str | None:
         return None if math.isfinite(value) else "NaN" if math.isnan(value) else "infinity"
     if value is None or isinstance(value, str | bytes | bool | int):
         return None
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":  # a vector of a million rows is one of many
+        return None if np.isfinite(value).all() else "NaN" if np.isnan(value).any() else "infinity"
     if hasattr(value, "dtype") and hasattr(value, "tolist"):
         return strangest(value.tolist())
     if isinstance(value, Mapping):

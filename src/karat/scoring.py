@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from karat.alarms import alarms
-from karat.deriving import derived_scorers, derived_table, source_problem
+from karat.deriving import derived_scorers, derived_table, scorers_of_reference, source_problem
 from karat.errors import ScoreError
 from karat.parts import DerivedScorer, Scorer
 from karat.progress import rate, spending
@@ -76,6 +76,11 @@ def score(
             )
             tables.update(zip(map(id, group), scored, strict=True))
     whole = _joined(pool_view, measuring, [tables[id(part)] for part in measuring])
+    for part in scorers_of_reference(scorers):
+        if reference_view is None:
+            break
+        of_reference = score_view(part, reference_view, reference_view, workers=workers)
+        reference_view = reference_view.with_columns(of_reference.select(list(part.columns())))
     table = derived_table(scorers, whole, pool_view, reference_view)
     _warn(table, pool_view, scorers)
     return table

@@ -64,9 +64,9 @@ def gradient(model: Any, ids: list[int], first: int) -> torch.Tensor:
     weight.requires_grad_(True)
     weight.grad = None
     logits = model(torch.tensor([ids])).logits[0, first - 1 : -1]
-    torch.nn.functional.cross_entropy(logits, torch.tensor(ids[first:])).backward()
-    assert weight.grad is not None
-    return weight.grad
+    torch.nn.functional.cross_entropy(logits, torch.tensor(ids[first:])).backward()  # type: ignore[no-untyped-call]
+    found: torch.Tensor = weight.grad
+    return found
 
 
 def untied(model: Any) -> Any:
@@ -144,11 +144,11 @@ def test_no_chunk_of_the_vocabulary_changes_anything(
         assert cut[column].to_list() == pytest.approx(whole[column].to_list(), rel=1e-11)
 
 
-class LargestTensor(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the shapes of all tensors that operations return, views of the weights left out."""
 
     def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.weight, self.elements = weight, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -139,6 +139,10 @@ def test_no_chunk_of_the_vocabulary_changes_anything(
     scorer = Donod(model=pair, tied=tied, optimizer=optimizer, batch_tokens=1)
     whole = karat.score(scorer, ROWS)
     monkeypatch.setattr("karat.scorers.model.head.CHUNK_BYTES", 4 * 32 * 7)
+    short = Residuals(
+        states_of(torch.zeros(3, 32, dtype=torch.float64), torch.zeros(3, dtype=torch.long), head_of(pair[0]))
+    )
+    assert [len(residual[0]) for _, residual, _ in short] == [7] * 37
     cut = karat.score(scorer, ROWS)
     for column in ("donod.don", "donod.nod"):
         assert cut[column].to_list() == pytest.approx(whole[column].to_list(), rel=1e-11)
@@ -221,10 +225,12 @@ def test_a_model_in_bfloat16_against_the_same_weights_in_float64(kind: str) -> N
 
 def test_tokens_that_the_model_is_sure_of_keep_their_digits() -> None:
     draw = torch.Generator().manual_seed(5)
-    weight = torch.randn(50, 8, generator=draw, dtype=torch.float64)
-    hidden = 6 * weight[:4] / weight[:4].norm(dim=1, keepdim=True)
+    weight = torch.nn.functional.normalize(torch.randn(50, 64, generator=draw, dtype=torch.float64))
+    hidden = 25 * weight[:4]
     following = torch.arange(4)
-    exact = sgd_direction(states_of(hidden, following, Head(weight)))
+    sure = states_of(hidden, following, Head(weight))
+    assert float(sure.nats_n.max()) < 1e-4
+    exact = sgd_direction(sure)
     short = sgd_direction(states_of(hidden.float(), following, Head(weight.float())))
     assert short.squared_norm == pytest.approx(exact.squared_norm, rel=1e-4)
     assert short.along_weights == pytest.approx(exact.along_weights, rel=1e-4)

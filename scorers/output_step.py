@@ -18,6 +18,9 @@ from karat.scorers.model import head as head_module
 from karat.scorers.model.head import Head, accumulator
 from karat.scorers.model.states import States
 
+IN_CACHE = 2 << 20
+"""Bytes of a chunk on a CPU: elementwise work is several times quicker within its caches."""
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -108,17 +111,18 @@ class Residuals:
         self.states = states
         self.head = states.head
         n, d = states.hidden_nd.shape
-        chunk = max(1, head_module.CHUNK_BYTES // (4 * max(n, d)))
-        self._spans = [
-            (start, min(start + chunk, self.head.vocabulary))
-            for start in range(0, self.head.vocabulary, chunk)
-        ]
-        self._only: Tensor | None = None
+        most = max(1, head_module.CHUNK_BYTES // (4 * max(n, d)))
+        quick = max(256, IN_CACHE // (4 * max(n, d)))
+        chunk = min(most, quick) if states.hidden_nd.device.type == "cpu" else most
+        vocabulary = self.head.vocabulary
+        self._spans = [(start, min(start + chunk, vocabulary)) for start in range(0, vocabulary, chunk)]
+        self._kept: dict[int, Tensor] | None = {} if 4 * n * vocabulary <= head_module.CHUNK_BYTES else None
 
     def __iter__(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         n = self.states.hidden_nd.shape[0]
         log_others, raw_target, z_target = self._totals()
         log_total = torch.logaddexp(log_others, z_target)
+        shift = (log_total + math.log(n))[:, None]
         bent = self.head.scale != 1.0 or self.head.cap is not None
         slope_target = self.head.slope(z_target)
         target_terms = (slope_target * raw_target)[:, None]
@@ -128,10 +132,10 @@ class Residuals:
             z = self._logits(raw, start, stop)
             slope = self.head.slope(z) if bent else None
             rows, columns = self._targets(start, stop)
-            residual = torch.exp(z - log_total[:, None]).div_(n)
+            residual = torch.sub(z, shift).exp_()
             residual[rows, columns] = 0
             terms = (raw if slope is None else slope * raw) - target_terms
-            along = terms.mul_(residual).sum(dtype=torch.float64)
+            along = terms.mul_(residual).sum(dim=1).sum(dtype=torch.float64)
             if slope is not None:
                 residual *= slope
             residual[rows, columns] = at_target[rows]
@@ -153,12 +157,12 @@ class Residuals:
         return log_others, raw_target, z_target
 
     def _raw(self, start: int, stop: int) -> Tensor:
-        """[n, c] W h; kept where one chunk is all."""
-        if self._only is not None:
-            return self._only
+        """[n, c] W h; kept for the second time where there is room for all."""
+        if self._kept is not None and start in self._kept:
+            return self._kept[start]
         raw = self.head.products(self.states.hidden_nd, slice(start, stop))
-        if len(self._spans) == 1:
-            self._only = raw
+        if self._kept is not None:
+            self._kept[start] = raw
         return raw
 
     def _logits(self, raw: Tensor, start: int, stop: int) -> Tensor:

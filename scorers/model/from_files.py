@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,9 +85,24 @@ def _model(name: str, kind: str, how: dict[str, Any]) -> Any:
         "classifier": transformers.AutoModelForSequenceClassification,
     }[kind]
     try:
-        return factory.from_pretrained(name, use_safetensors=True, **how)
+        with _without_bar():
+            return factory.from_pretrained(name, use_safetensors=True, **how)
     except FAULTS as error:
         raise _cannot_load("model", name, error) from error
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """No bar of transformers' own, which would tear karat's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def with_adapter(model: Any, adapter: str, *, merge: bool) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,7 +85,8 @@ def _model(name: str, kind: str, how: dict[str, Any]) -> Any:
         "classifier": transformers.AutoModelForSequenceClassification,
     }[kind]
     try:
-        model, info = factory.from_pretrained(name, use_safetensors=True, output_loading_info=True, **how)
+        with _without_bar():
+            model, info = factory.from_pretrained(name, use_safetensors=True, output_loading_info=True, **how)
     except FAULTS as error:
         raise _cannot_load("model", name, error) from error
     refuse_missing(name, model, kind, info["missing_keys"])
@@ -101,6 +103,20 @@ def refuse_missing(name: str, model: Any, kind: str, missing: Iterable[str]) -> 
             where=f"model {name!r}",
             hint="give the model that was trained for this: its files must hold all its weights",
         )
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """No bar of transformers' own, which would tear karat's."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def with_adapter(model: Any, adapter: str, *, merge: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,11 +23,17 @@ _LENGTH = "add the scorer `length`, or name your own column with `tokens`"
 def select(selector: Selector, scores: Any) -> pl.DataFrame:
     """Decide which rows to keep: `id`, `weight` (Float64, 0 = dropped), `reason`; in the order of `scores`.
 
+    Numbers that a selector shows follow, as `topsis.closeness`. What it notes about its choice is warned.
+
     scores: a table with `id` (unique strings) and the selector's columns, as a polars DataFrame or
     LazyFrame, a `datasets.Dataset`, a pandas DataFrame or an Arrow table. Raises SelectionError for a
     missing or unsuitable column or an impossible budget, ScoreError for broken scores.
     """
-    return ranked(selector, scores).drop("rank")
+    table = score_columns(selector, scores)
+    chosen = ranked(selector, table)
+    for note in selector.notes(table, chosen):
+        warnings.warn(f"{selector.kind}: {note}", UserWarning, stacklevel=2)
+    return chosen.drop("rank")
 
 
 def ranked(selector: Selector, scores: Any) -> pl.DataFrame:
@@ -179,7 +186,8 @@ def _checked(selector: Selector, table: pl.DataFrame, result: pl.DataFrame) -> p
         problem = "it did not return each id once, in the order given"
     else:
         try:
-            result = result.select(list(_RESULT)).cast(_RESULT)  # type: ignore[arg-type]
+            own = [name for name in result.columns if name.startswith(f"{selector.kind}.")]
+            result = result.select([*_RESULT, *own]).cast(_RESULT)  # type: ignore[arg-type]
         except pl.exceptions.PolarsError as error:
             problem = str(error)
         else:

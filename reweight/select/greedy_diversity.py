@@ -38,7 +38,7 @@ def walk(
     """Go through rows in order; what is too like a kept row is rejected, all else is offered.
 
     vectors: of all rows; order: row numbers; kept: what was kept before, to which is added; offer: takes a
-    row, passes it by, or ends the walk ("full"); rejected_by: [N], gets the kept row for each rejected one.
+    row, passes it by ("closed"), or ends the walk ("last", "full"); rejected_by: [N], gets the kept row for each rejected one.
     Returns the rows taken, in order, and how many were looked at. Memory: blocks of 512 × 4,096 products.
     """
     taken: list[int] = []
@@ -57,9 +57,12 @@ def walk(
             if answer == "full":
                 end = int(at)
                 break
-            if answer == "taken":
+            if answer != "closed":
                 chosen.append(int(at))
                 among.take(place)
+            if answer == "last":
+                end = int(at) + 1
+                break
         by[fresh] = among.by
         rejected_by[block[:end]] = by[:end]
         kept.add(block[chosen], unit[chosen])

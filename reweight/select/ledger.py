@@ -12,7 +12,7 @@ from karat.errors import SelectionError
 from karat.reweight.select.budget import Unit
 from karat.reweight.select.cut import nothing_kept
 
-Answer = Literal["taken", "closed", "full"]
+Answer = Literal["taken", "last", "closed", "full"]
 
 _UNITS: tuple[Unit, Unit] = ("rows", "tokens")
 
@@ -81,7 +81,7 @@ class Ledger:
             )
 
     def take(self, row: int) -> Answer:
-        """Take a row if quota and budget have room for it."""
+        """Take a row if quota and budget have room for it: "last" if no other will fit, "full" if it does not."""
         group = int(self._group[row])
         if not self.free[row]:
             return "closed"
@@ -93,7 +93,8 @@ class Ledger:
         if self.used + int(self._cost[self.unit][row]) > self.limit:
             return "full"
         self._take(row, group)
-        return "taken"
+        # Rows without tokens still fit a budget of tokens that is used up.
+        return "last" if self.unit == "rows" and self.used == self.limit else "taken"
 
     def unreachable(self) -> SelectionError:
         """The error for floors that the rows at hand cannot reach."""

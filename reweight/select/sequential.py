@@ -72,8 +72,10 @@ class Sequential(Budgeted):
                 answer = ledger.take(row := picker.best(ledger.free))
                 if answer == "full":
                     break
-                if answer == "taken":
+                if answer != "closed":
                     shown[row] = picker.take(row)
                     taken.append(row)
+                if answer == "last":
+                    break
         decided = ledger.decided(ranked, np.array(taken, np.int64))
         return decided.with_columns(shown=pl.Series(shown, dtype=pl.Float64))

@@ -117,7 +117,10 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _selecting_score(select: dict[str, Any], scores: tuple[str, ...]) -> str | None:
-    """The score that the selector read: `by`, or the first score that its settings name."""
+    """The score that decided: the selector's own (`topsis.closeness`), `by`, or the first that it names."""
+    own = f"{select.get('kind')}."
+    if shown := [name for name in scores if name.startswith(own)]:
+        return shown[0]
     if select.get("by") in scores:
         return str(select["by"])
     return next((text for text in _strings(select) if text in scores), None)

@@ -63,7 +63,9 @@ def small_blocks(block: int = 3, kept_block: int = 4) -> Iterator[None]:
         yield
 
 
-NUMBER = st.sampled_from([0.0, 1.0, -1.0, 2.0, 3.0, 4.0, 0.1, float(np.nextafter(np.float32(1), np.float32(2)))])
+NUMBER = st.sampled_from(
+    [0.0, 1.0, -1.0, 2.0, 3.0, 4.0, 0.1, float(np.nextafter(np.float32(1), np.float32(2)))]
+)
 THRESHOLD = st.sampled_from([-1.0, -0.6, 0.0, 0.5, 0.6, 0.8, 0.9, 0.96, 1.0]) | st.floats(-1, 1)
 
 
@@ -72,10 +74,10 @@ def pools(draw: Any) -> list[Row]:
     n, width = draw(st.integers(1, 20)), draw(st.integers(1, 3))
     numbers = draw(st.permutations(range(n)))
     scores = draw(st.lists(st.sampled_from([0.0, -0.0, 1.0, 2.0]), min_size=n, max_size=n))
-    made = draw(
-        st.lists(st.lists(NUMBER, min_size=width, max_size=width), min_size=n, max_size=n)
-    )
-    return [(f"r{a}", b, [float(np.float32(x)) for x in c]) for a, b, c in zip(numbers, scores, made, strict=True)]
+    made = draw(st.lists(st.lists(NUMBER, min_size=width, max_size=width), min_size=n, max_size=n))
+    return [
+        (f"r{a}", b, [float(np.float32(x)) for x in c]) for a, b, c in zip(numbers, scores, made, strict=True)
+    ]
 
 
 @given(rows=pools(), threshold=THRESHOLD, data=st.data())
@@ -141,13 +143,23 @@ def test_every_type_of_number(dtype: Any) -> None:
 
 def test_the_size_of_a_vector_does_not_matter() -> None:
     for size in (2.0**-1060, 2.0**-540, 2.0**540, 2.0**1020):
-        rows: list[Row] = [("a", 3, [3 * size, 4 * size]), ("b", 2, [size, 0]), ("c", 1, [6 * size, 8 * size])]
+        rows: list[Row] = [
+            ("a", 3, [3 * size, 4 * size]),
+            ("b", 2, [size, 0]),
+            ("c", 1, [6 * size, 8 * size]),
+        ]
         part = DeitaDiverse(by="s", vectors="v", threshold=0.6, budget=3)
         assert kept(part.select(table(rows, pl.Float64))) == ["a", "b"]
 
 
 def test_zero_vectors_copies_and_the_ends_of_the_scale() -> None:
-    rows: list[Row] = [("a", 5, [1, 1]), ("b", 4, [0, 0]), ("c", 3, [2, 2]), ("d", 2, [0, 0]), ("e", 1, [-1, -1])]
+    rows: list[Row] = [
+        ("a", 5, [1, 1]),
+        ("b", 4, [0, 0]),
+        ("c", 3, [2, 2]),
+        ("d", 2, [0, 0]),
+        ("e", 1, [-1, -1]),
+    ]
 
     def at(threshold: float) -> list[str]:
         return kept(DeitaDiverse(by="s", vectors="v", threshold=threshold, budget=5).select(table(rows)))
@@ -160,7 +172,13 @@ def test_zero_vectors_copies_and_the_ends_of_the_scale() -> None:
 
 
 def test_reasons() -> None:
-    rows: list[Row] = [("a", 5, [1, 0]), ("it's (b)", 4, [3, 4]), ("c", 3, [1, 0.1]), ("d", 2, [0, 1]), ("e", 1, [1, 1])]
+    rows: list[Row] = [
+        ("a", 5, [1, 0]),
+        ("it's (b)", 4, [3, 4]),
+        ("c", 3, [1, 0.1]),
+        ("d", 2, [0, 1]),
+        ("e", 1, [1, 1]),
+    ]
     scores = table(rows).vstack(
         pl.DataFrame({"id": ["n", "m"], "s": [None, 9.0], "v": [[1.0, 1.0], None]}, schema=table(rows).schema)
     )
@@ -230,7 +248,11 @@ def clustered(n: int, seed: int = 0, spread: float = 0.3) -> pl.DataFrame:
     centres = rng.standard_normal((n // 4, 24))
     made = centres[rng.integers(0, len(centres), n)] + spread * rng.standard_normal((n, 24))
     return pl.DataFrame(
-        {"id": [f"{i:05}" for i in range(n)], "s": rng.standard_normal(n), "v": pl.Series(made.astype(np.float32))}
+        {
+            "id": [f"{i:05}" for i in range(n)],
+            "s": rng.standard_normal(n),
+            "v": pl.Series(made.astype(np.float32)),
+        }
     )
 
 
@@ -245,7 +267,10 @@ def test_recall_counts_what_an_exact_search_finds() -> None:
     unit = np.array([vectors[name] for name in order], np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     wrong = int((np.tril(unit @ unit.T, -1).max(axis=1) > 0.9).sum())
-    with patch("karat.reweight.select.deita_diverse._SAMPLE", 10**6), patch("karat.reweight.select.recall._KEPT_BLOCK", 100):
+    with (
+        patch("karat.reweight.select.deita_diverse._SAMPLE", 10**6),
+        patch("karat.reweight.select.recall._KEPT_BLOCK", 100),
+    ):
         found = part.recall(scores, chosen)
     assert found.missed == wrong > 0
     assert found.share == found.rejected / (found.rejected + wrong)
@@ -280,7 +305,11 @@ def test_memory_is_blocks_and_not_rows_by_rows(index: Any) -> None:
     rng = np.random.default_rng(0)
     n = 12_000  # rows × rows would be 576 MB in float32
     scores = pl.DataFrame(
-        {"id": [f"{i:05}" for i in range(n)], "s": rng.standard_normal(n), "v": pl.Series(rng.standard_normal((n, 16)))}
+        {
+            "id": [f"{i:05}" for i in range(n)],
+            "s": rng.standard_normal(n),
+            "v": pl.Series(rng.standard_normal((n, 16))),
+        }
     )
     part = DeitaDiverse(by="s", vectors="v", budget=n, index=index)
     tracemalloc.start()

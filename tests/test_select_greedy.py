@@ -143,14 +143,19 @@ def naive_votes(vectors: Any, k: int, rho: int, limit: int) -> tuple[list[int], 
     near, _ = similarities(vectors)
     n = len(near)
     names = [
-        sorted((j for j in range(n) if j != i), key=lambda j, i=i: (-round(near[i, j], 6), j))[:k] for i in range(n)
+        sorted((j for j in range(n) if j != i), key=lambda j, i=i: (-round(near[i, j], 6), j))[:k]
+        for i in range(n)
     ]
     taken: list[int] = []
     shown: list[float] = []
     for _ in range(limit):
         score = {
             u: sum(
-                (Fraction(1, rho ** sum(c in taken for c in names[v])) for v in range(n) if v not in taken and u in names[v]),
+                (
+                    Fraction(1, rho ** sum(c in taken for c in names[v]))
+                    for v in range(n)
+                    if v not in taken and u in names[v]
+                ),
                 Fraction(0),
             )
             for u in range(n)

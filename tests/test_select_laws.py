@@ -147,7 +147,9 @@ def test_the_order_of_the_rows_changes_nothing(part: Selector, scores: pl.DataFr
         TopK(by="x", budget=1, quota={"u": "2 rows", "v": "6 tokens"}),
         Random(budget=1, floor={"u": "1 row"}),
         DeitaDiverse(by="x", vectors="v", threshold=0.6, budget=1),
-        DeitaDiverse(by="x", vectors="v", threshold=0.0, budget=1, quota={"u": "2 rows"}, floor={"v": "1 row"}),
+        DeitaDiverse(
+            by="x", vectors="v", threshold=0.0, budget=1, quota={"u": "2 rows"}, floor={"v": "1 row"}
+        ),
         DeitaDiverse(by="x", vectors="v", threshold=0.6, budget=1, index="approximate"),
         FacilityLocation(vectors="v", budget=1),
         FacilityLocation(vectors="v", budget=1, quota={"u": "2 rows"}, floor={"v": "1 row"}),
@@ -187,7 +189,9 @@ def test_quotas_and_floors_hold(kind: str, scores: pl.DataFrame, data: Any) -> N
     quota, floor = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))
     group = data.draw(st.sampled_from(sorted(set(scores["group"]))))
     limits = {"quota": {"*": f"{quota} {quota_in}"}, "floor": {group: f"{floor} {floor_in}"}}
-    part: Budgeted = load({"kind": kind, **LIMITED[kind], "budget": f"{budget} {budget_in}", **limits}, Selector)
+    part: Budgeted = load(
+        {"kind": kind, **LIMITED[kind], "budget": f"{budget} {budget_in}", **limits}, Selector
+    )
     try:
         result = part.select(scores)
     except SelectionError:

@@ -31,7 +31,9 @@ DIRECTIONS = {"style": "max", "reliability": "max", "fuel": "max", "cost": "min"
 WEIGHTS = {"style": 0.1, "reliability": 0.4, "fuel": 0.3, "cost": 0.2}
 
 
-def by_fractions(table: pl.DataFrame, directions: dict[str, str], weights: dict[str, Fraction]) -> list[float]:
+def by_fractions(
+    table: pl.DataFrame, directions: dict[str, str], weights: dict[str, Fraction]
+) -> list[float]:
     """Squared distances are rational; only the last square roots are not."""
     best = [Fraction(0)] * table.height
     worst = [Fraction(0)] * table.height
@@ -44,7 +46,10 @@ def by_fractions(table: pl.DataFrame, directions: dict[str, str], weights: dict[
         for i, x in enumerate(values):
             best[i] += weights[name] ** 2 * (x - top) ** 2 / squares
             worst[i] += weights[name] ** 2 * (x - bottom) ** 2 / squares
-    return [math.sqrt(w) / (math.sqrt(b) + math.sqrt(w)) if b + w else 0.5 for b, w in zip(best, worst, strict=True)]
+    return [
+        math.sqrt(w) / (math.sqrt(b) + math.sqrt(w)) if b + w else 0.5
+        for b, w in zip(best, worst, strict=True)
+    ]
 
 
 def test_a_worked_example() -> None:
@@ -63,7 +68,10 @@ def test_the_selection_shows_the_closeness() -> None:
     chosen = karat.select(Topsis(columns=DIRECTIONS, weights=WEIGHTS, budget=2), CARS)
     assert chosen.columns == ["id", "weight", "reason", "topsis.closeness"]
     assert chosen["weight"].to_list() == [1, 0, 0, 1]
-    assert chosen["topsis.closeness"].to_list() == Topsis(columns=DIRECTIONS, weights=WEIGHTS).closeness(CARS).to_list()
+    assert (
+        chosen["topsis.closeness"].to_list()
+        == Topsis(columns=DIRECTIONS, weights=WEIGHTS).closeness(CARS).to_list()
+    )
     assert chosen["reason"][2] == "dropped: below the cut (rank 4, budget 2 rows)"
 
 
@@ -71,7 +79,9 @@ def test_the_defaults_are_donod() -> None:
     part = Topsis()
     assert part.columns == {"donod.don": "max", "donod.nod": "min"}
     assert str(part.budget) == "30%"
-    scores = pl.DataFrame({"id": list("abcd"), "donod.don": [2.0, -1.0, 0.0, 1.0], "donod.nod": [1.0, 3.0, 2.0, 1.0]})
+    scores = pl.DataFrame(
+        {"id": list("abcd"), "donod.don": [2.0, -1.0, 0.0, 1.0], "donod.nod": [1.0, 3.0, 2.0, 1.0]}
+    )
     assert karat.select(part, scores)["weight"].to_list() == [1, 0, 0, 0]
     assert part.closeness(scores).to_list() == pytest.approx(
         by_fractions(scores, dict(part.columns), dict.fromkeys(part.columns, Fraction(1, 2)))
@@ -122,7 +132,9 @@ def test_columns_that_decide_nothing() -> None:
 
 def test_dominance_and_huge_numbers() -> None:
     rng = np.random.default_rng(2)
-    scores = pl.DataFrame({"id": [f"{n}" for n in range(50)], "x": rng.random(50) * 1e308, "y": rng.random(50) * 1e-308})
+    scores = pl.DataFrame(
+        {"id": [f"{n}" for n in range(50)], "x": rng.random(50) * 1e308, "y": rng.random(50) * 1e-308}
+    )
     best = pl.DataFrame({"id": ["best", "worst"], "x": [1.1e308, 0.0], "y": [0.0, 1.1e-308]})
     found = Topsis(columns={"x": "max", "y": "min"}).closeness(scores.vstack(best)).to_list()
     assert found[-2:] == [1.0, 0.0]
@@ -154,7 +166,9 @@ def test_settings_that_cannot_be(settings: dict[str, Any], says: str) -> None:
 
 
 def test_equal_settings_are_one() -> None:
-    one, two = (Topsis(columns=dict(order)) for order in ([("a", "max"), ("b", "min")], [("b", "min"), ("a", "max")]))
+    one, two = (
+        Topsis(columns=dict(order)) for order in ([("a", "max"), ("b", "min")], [("b", "min"), ("a", "max")])
+    )
     assert one == two
     assert hash(one) == hash(two)
     assert one.digest() == two.digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ class ApproximateKept:
     """
 
     def __init__(self, vectors: Vectors, threshold: float, centres: Rows, probes: int) -> None:
-        """centres: row numbers; probes: how many lists are searched for a row, at most as many as there are."""
+        """centres: row numbers; probes: how many lists are searched for a row."""
         import faiss
 
-        self._swig_ptr = faiss.swig_ptr
+        self._pointer: Callable[[NDArray[Any]], Any] = faiss.swig_ptr
         self._vectors, self._threshold = vectors, threshold
         width = vectors.rows.shape[1]
         self._centres = np.unique(_whole(vectors.unit(centres)), axis=0)
@@ -47,7 +48,7 @@ class ApproximateKept:
             whole = _whole(unit)
             lists = np.ascontiguousarray(self._nearest(whole, 1)[:, 0])
             names = np.ascontiguousarray(rows)
-            pointers = map(self._swig_ptr, (whole, names, lists))
+            pointers = [self._pointer(array) for array in (whole, names, lists)]
             self._index.add_core(len(rows), *pointers)
 
     def first_too_similar(self, rows: Rows, unit: NDArray[np.float32]) -> Rows:
@@ -80,4 +81,5 @@ class ApproximateKept:
 
 
 def _whole(unit: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.rint(unit * np.float32(_SCALE))
+    whole: NDArray[np.float32] = np.rint(unit * np.float32(_SCALE))
+    return whole

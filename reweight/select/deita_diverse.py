@@ -32,8 +32,8 @@ class DeitaDiverse(Budgeted):
     negative. A row without score or vector is dropped with that reason. Floors are filled first, by the same
     rule inside each group; a row that a quota turns away is not kept, and so rejects no other.
 
-    index="exact" gives this rule's rows, in its order: block products in float32 settle what is clear, what is
-    within rounding of the threshold is computed again in float64. It costs rows × kept rows, for 200,000 rows
+    index="exact" gives this rule's rows, in its order: block products in float32 settle what is clear, and
+    what is within rounding of the threshold is computed again in float64. It costs rows × kept rows, for 200,000 rows
     of 384 numbers that are all kept some minutes of one core. index="approximate" searches `probes` of about
     2 sqrt(rows) lists of kept rows (a faiss inverted file whose centres are rows drawn by `seed`): it may
     keep rows that the rule drops, never the other way for want of a similar row, and `recall` measures how
@@ -99,11 +99,11 @@ class DeitaDiverse(Budgeted):
         taken = np.zeros(0, np.int64)
         waiting = ledger.unmet()
         if waiting is not None:
-            taken, _ = walk(vectors, self.threshold, rows[waiting], kept, offer_floor, rejected_by)
+            taken = walk(vectors, self.threshold, rows[waiting], kept, offer_floor, rejected_by)
             if ledger.unmet() is not None:
                 raise ledger.unreachable()
         rest = rows[ledger.free & (rejected_by[rows] < 0)]
-        more, _ = walk(
+        more = walk(
             vectors, self.threshold, rest, kept, lambda row: ledger.take(int(place[row])), rejected_by
         )
         refused = self._refusals(vectors, scores["id"], rejected_by)

@@ -47,7 +47,8 @@ class Directions:
         """Cosines [A, B] as whole numbers in units of 1 / UNIT."""
         found = self.products(left, right)
         found *= _COARSE
-        return np.rint(found, out=found)
+        np.rint(found, out=found)
+        return found
 
     def squared_distances(self, row: int) -> NDArray[np.float64]:
         """[N] squared Euclidean distances of the rows to one of them, in units of 2⁻⁴⁶."""
@@ -60,7 +61,8 @@ class Directions:
         return found
 
     def _double(self, at: Any) -> NDArray[np.float64]:
-        return self._whole[at].astype(np.float64, copy=False)
+        found: NDArray[np.float64] = self._whole[at].astype(np.float64, copy=False)
+        return found
 
 
 def distance(squared: float) -> float:

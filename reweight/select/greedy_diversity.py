@@ -34,12 +34,13 @@ def walk(
     kept: Kept,
     offer: Callable[[int], Answer],
     rejected_by: Rows,
-) -> tuple[Rows, int]:
+) -> Rows:
     """Go through rows in order; what is too like a kept row is rejected, all else is offered.
 
     vectors: of all rows; order: row numbers; kept: what was kept before, to which is added; offer: takes a
-    row, passes it by ("closed"), or ends the walk ("last", "full"); rejected_by: [N], gets the kept row for each rejected one.
-    Returns the rows taken, in order, and how many were looked at. Memory: blocks of 512 × 4,096 products.
+    row, passes it by ("closed"), or ends the walk ("last", "full"); rejected_by: [N], gets for each rejected
+    row the kept one that it is like.
+    Returns the rows taken, in order. Memory: blocks of 512 × 4,096 products.
     """
     taken: list[int] = []
     for start in range(0, len(order), BLOCK):
@@ -49,40 +50,38 @@ def walk(
         fresh = np.flatnonzero(by < 0)
         among = _Among(vectors, threshold, block[fresh], unit[fresh])
         chosen: list[int] = []
-        end = len(block)
+        end, ended = len(block), False
         for place, at in enumerate(fresh):
             if among.by[place] >= 0:
                 continue
             answer = offer(int(block[at]))
             if answer == "full":
-                end = int(at)
+                end, ended = int(at), True
                 break
             if answer != "closed":
                 chosen.append(int(at))
                 among.take(place)
             if answer == "last":
-                end = int(at) + 1
+                end, ended = int(at) + 1, True
                 break
         by[fresh] = among.by
         rejected_by[block[:end]] = by[:end]
         kept.add(block[chosen], unit[chosen])
         taken += block[chosen].tolist()
-        if end < len(block):
-            return np.array(taken, np.int64), start + end
-    return np.array(taken, np.int64), len(order)
+        if ended:
+            break
+    return np.array(taken, np.int64)
 
 
 class _Among:
     """Rows of one block that reject each other, in order, as they are taken."""
 
-    def __init__(
-        self, vectors: Vectors, threshold: float, rows: Rows, unit: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, vectors: Vectors, threshold: float, rows: Rows, unit: NDArray[np.float32]) -> None:
         self.by = np.full(len(rows), -1, np.int64)
         self._vectors, self._threshold, self._rows = vectors, threshold, rows
         self._products = unit @ unit.T
         near = np.tril(self._products > threshold - vectors.rounding, -1)
-        self._any = near.any(axis=0)
+        self._any: NDArray[np.bool_] = np.asarray(near.any(axis=0))
 
     def take(self, place: int) -> None:
         """Reject the later rows that are too like this one and that no earlier one has rejected."""

@@ -81,7 +81,7 @@ class Ledger:
             )
 
     def take(self, row: int) -> Answer:
-        """Take a row if quota and budget have room for it: "last" if no other will fit, "full" if it does not."""
+        """Take a row if quota and budget have room: "last" if no other will fit, "full" if it does not."""
         group = int(self._group[row])
         if not self.free[row]:
             return "closed"
@@ -118,7 +118,10 @@ class Ledger:
         rank[taken] = np.arange(1, len(taken) + 1)
         group = pl.col("group") if self._names else pl.lit("")
         marked = ranked.with_columns(
-            rank=pl.Series(rank), kept=pl.Series(rank > 0), floored=pl.Series(self.floored), shut=pl.Series(self.shut)
+            rank=pl.Series(rank),
+            kept=pl.Series(rank > 0),
+            floored=pl.Series(self.floored),
+            shut=pl.Series(self.shut),
         )
         return marked.with_columns(
             rank=pl.when("kept").then("rank"),

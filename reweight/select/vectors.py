@@ -36,7 +36,7 @@ class Vectors:
     def rounding(self) -> float:
         """How far a float32 product of two rows of `unit` may be from their cosine."""
         # Two rounded factors and D rounded sums, whatever their order (Higham 2002, section 3.1).
-        return (self.rows.shape[1] + 8) * _F32
+        return float((self.rows.shape[1] + 8) * _F32)
 
     def unit(self, at: NDArray[np.int64]) -> NDArray[np.float32]:
         """[B, D] float32 rows of length one; a zero vector stays zero."""
@@ -83,7 +83,9 @@ def read_vectors(scores: pl.DataFrame, name: str) -> Vectors:
     ids = scores["id"].filter(there)
     width = _width(as_list, ids, name)
     flat = as_list.explode(empty_as_null=True, keep_nulls=True)
-    rows = flat.to_numpy().reshape(-1, width) if len(known) else np.zeros((0, width), np.float32)
+    rows: NDArray[Any] = (
+        flat.to_numpy().reshape(-1, width) if len(known) else np.zeros((0, width), np.float32)
+    )
     _refuse_broken(rows, as_list, ids, name)
     if not single:
         rows = _scaled(rows)
@@ -134,7 +136,7 @@ def _refuse_broken(rows: NDArray[Any], known: pl.Series, ids: pl.Series, name: s
             )
 
 
-def _scaled(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _scaled(rows: NDArray[Any]) -> NDArray[Any]:
     found = np.empty_like(rows)
     for part in _blocks(len(rows)):
         largest = np.abs(rows[part]).max(axis=1, initial=0.0)

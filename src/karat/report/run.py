@@ -74,6 +74,7 @@ def load(run_dir: Path, rows: pl.DataFrame) -> Run:
         for name, kind in frame.schema.items()
         if name not in _FIXED and not name.endswith(".status") and kind.is_numeric()
     )
+    scores = tuple(name for name in scores if not _of_the_choice(name, record, frame))
     lengths = tuple(name for name in scores if name.startswith("length."))
     if "length.bytes" not in scores and DERIVED_LENGTH not in scores:
         derived = rows.select("id", pl.col("text").str.len_bytes().cast(pl.Int64).alias(DERIVED_LENGTH))
@@ -114,6 +115,12 @@ def _record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError("holds no JSON object", where=str(path))
     return record
+
+
+def _of_the_choice(name: str, record: dict[str, Any], frame: pl.DataFrame) -> bool:
+    """Whether a column is a selector's note on each choice (a gain), which no dropped row can have."""
+    kind = _dict(_dict(record.get("config")).get("select")).get("kind")
+    return name.startswith(f"{kind}.") and not frame.filter(frame["weight"] == 0)[name].is_not_null().any()
 
 
 def _selecting_score(select: dict[str, Any], scores: tuple[str, ...]) -> str | None:

@@ -33,11 +33,12 @@ class DeitaDiverse(Budgeted):
     rule inside each group; a row that a quota turns away is not kept, and so rejects no other.
 
     index="exact" gives this rule's rows, in its order: block products in float32 settle what is clear, and
-    what is within rounding of the threshold is computed again in float64. It costs rows × kept rows, for 200,000 rows
-    of 384 numbers that are all kept some minutes of one core. index="approximate" searches `probes` of about
-    2 sqrt(rows) lists of kept rows (a faiss inverted file whose centres are rows drawn by `seed`): it may
-    keep rows that the rule drops, never the other way for want of a similar row, and `recall` measures how
-    many. Both hold one float32 copy of the kept vectors and blocks, no rows × rows matrix.
+    what is within rounding of the threshold is computed again in float64. It costs rows × kept rows: some
+    minutes of one core for 200,000 rows of 384 numbers that are all kept. index="approximate" searches
+    `probes` of about 2 sqrt(rows) lists of kept rows (a faiss inverted file whose centres are rows drawn by
+    `seed`): it may miss a similar row and keep what the rule drops, it never finds one that is not there;
+    `recall` measures how much it missed, and a run says so. Both hold one float32 copy of the kept vectors
+    and blocks, no rows × rows matrix.
 
     Raises ScoreError for null, NaN or infinity in a vector, SelectionError for vectors of different lengths
     and for an impossible budget; both name the id.

@@ -29,6 +29,7 @@ class Ledger:
         """ranked: rows and, where used, tokens, group and its quotas and floors (limits.limit_columns)."""
         self.limit, self.unit = limit, unit
         self.used = 0
+        self._first_offer: int | None = None
         self.free = np.ones(ranked.height, dtype=bool)
         """[N] rows that are not taken and whose group is open."""
         self.floored = np.zeros(ranked.height, dtype=bool)
@@ -83,6 +84,8 @@ class Ledger:
     def take(self, row: int) -> Answer:
         """Take a row if quota and budget have room: "last" if no other will fit, "full" if it does not."""
         group = int(self._group[row])
+        if self._first_offer is None:
+            self._first_offer = row
         if not self.free[row]:
             return "closed"
         if not self._fits_quota(row, group):
@@ -101,8 +104,8 @@ class Ledger:
         group = next(g for g in range(len(self._names)) if self._below_floor(g))
         unit = next(u for u in self._cost if self._lacks(u, group))
         return SelectionError(
-            f"group {self._names[group]!r}: its floor of {self._floor[unit][group]} {unit} cannot be reached: "
-            f"{self._spent[unit][group]} {unit} are left that the selector can keep",
+            f"group {self._names[group]!r}: its floor of {self._floor[unit][group]} {unit} cannot be "
+            f"reached, {self._spent[unit][group]} is all that the selector can keep",
             hint="lower the floor",
         )
 
@@ -112,8 +115,8 @@ class Ledger:
         Raises SelectionError if none was taken.
         """
         if not len(taken):
-            raise SelectionError(nothing_kept(ranked.with_columns(open=~pl.Series(self.shut)), self.limit, self.unit),
-                                 hint="raise the budget")  # fmt: skip
+            offered = ranked.with_columns(open=~pl.Series(self.shut))[self._first_offer :]
+            raise SelectionError(nothing_kept(offered, self.limit, self.unit), hint="raise the budget")
         rank = np.zeros(ranked.height, dtype=np.int64)
         rank[taken] = np.arange(1, len(taken) + 1)
         group = pl.col("group") if self._names else pl.lit("")

@@ -39,8 +39,9 @@ class Recall:
 
     def __str__(self) -> str:
         return (
-            f"approximate index: recall {self.share:.3f}; {self.missed:,} of {self.sampled:,} sampled kept rows "
-            f"are too similar to a row kept before them, about {self.wrongly_kept:,.0f} of {self.kept:,} in all"
+            f"approximate index: recall {self.share:.3f}; {self.missed:,} of {self.sampled:,} kept rows "
+            "that were drawn are too similar to a row kept before them, "
+            f"about {self.wrongly_kept:,.0f} of {self.kept:,} in all"
         )
 
 

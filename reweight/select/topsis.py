@@ -65,13 +65,14 @@ class Topsis(Budgeted):
         if self.weights is not None:
             if set(self.weights) != set(self.columns):
                 raise PydanticCustomError(
-                    "weights", "weights needs each of the columns once: {names}", {"names": ", ".join(self.columns)}
+                    "weights", "weights needs each of the columns once: {names}",
+                    {"names": ", ".join(self.columns)},
                 )  # fmt: skip
             for name, weight in self.weights.items():
                 if not 0 < weight < math.inf:
                     raise PydanticCustomError(
-                        "weights", "the weight of {name} must be above 0: leave the column out", {"name": name}
-                    )  # fmt: skip
+                        "weights", "the weight of {name} must be above 0; else leave it out", {"name": name}
+                    )
         return self
 
     def reads(self) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-# "(rank 12, budget 600 rows)", "(0.125)", ": rank 12", "(closeness 0.5)", "(cosine 0.93 to "an id")".
-_NUMBERS = r"(?s)(( \((rank [^)]*|[-+0-9.eE]+|inf|-inf)\)|: rank \d+)|(: rank \d+)? \([a-z]+ [-+0-9.eE]+( to .*)?\))$"
+# "(rank 12, budget 600 rows)", "(0.125)", ": rank 12", "(cosine 0.93 to <id>)": what differs from row to row.
+_NUMBERS = r"(?s)( \((rank [^)]*|[-+0-9.eE]+|inf|-inf|cosine [-+0-9.eE]+ to .*)\)|: rank \d+)$"
 
 
 def kind_of_reason(column: str = "reason") -> pl.Expr:

@@ -17,9 +17,9 @@ def select_stage(config: Config, table: pl.DataFrame, record: Record) -> pl.Data
     """Write selection.parquet: id, weight, reason, rank, every score; one row for each row of the pool."""
     with record.stage("select") as timing:
         decided = ranked(config.select, table)
-        selection = pl.concat(
-            [decided.select("id", "weight", "reason", "rank"), table.drop("id")], how="horizontal"
-        )
+        record.warnings += [f"{config.select.kind}: {note}" for note in config.select.notes(table, decided)]
+        rest = table.drop("id", *decided.columns, strict=False)
+        selection = pl.concat([decided, rest], how="horizontal")
         if selection["group"].null_count() == selection.height:
             selection = selection.drop("group")
         write_parquet(selection, config.out / "selection.parquet")

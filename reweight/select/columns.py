@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from karat.errors import ScoreError, SelectionError, closest
 from karat.reweight.select.budget import NEEDS_LENGTH
@@ -26,8 +24,11 @@ def column(scores: pl.DataFrame, name: str, *, tokens: bool = False) -> pl.Serie
     raise SelectionError(f"there is no column {name!r} in the scores", hint=hint)
 
 
-def measurement(scores: pl.DataFrame, name: str, *, finite: bool = False) -> pl.Series:
-    """A numeric column in which null means no score; raises ScoreError for NaN, naming the id."""
+def measurement(scores: pl.DataFrame, name: str, *, finite: str | None = None) -> pl.Series:
+    """A numeric column in which null means no score; raises ScoreError for NaN, naming the id.
+
+    finite: why infinity is refused as well, None where it is not.
+    """
     values = column(scores, name)
     if values.dtype == pl.Null:
         return values.cast(pl.Float64)
@@ -37,8 +38,8 @@ def measurement(scores: pl.DataFrame, name: str, *, finite: bool = False) -> pl.
         return values.cast(pl.Float64)
     if values.dtype.is_float():
         refuse(scores, values.is_nan(), name, "is NaN: a bug in the scorer", "no score is written as null")
-        if finite:
-            refuse(scores, values.is_infinite(), name, "is infinite", "it cannot be a log-weight")
+        if finite is not None:
+            refuse(scores, values.is_infinite(), name, "is infinite", finite)
     return values
 
 
@@ -98,33 +99,3 @@ def refuse(scores: pl.DataFrame, wrong: pl.Series, name: str, problem: str, hint
     if wrong.any():
         at = int(wrong.fill_null(value=False).arg_max())  # type: ignore[arg-type]
         raise ScoreError(f"row {scores['id'][at]!r}: {name} {problem} ({scores[name][at]})", hint=hint)
-
-
-def vectors(scores: pl.DataFrame, name: str) -> tuple[NDArray[np.float32], pl.Series]:
-    """[N, D] float32 vectors of a list or array column, and which rows have one; others are zero.
-
-    Raises SelectionError for a column that holds no vectors or vectors of several lengths, ScoreError for
-    NaN or infinity, naming the id.
-    """
-    values = column(scores, name)
-    there = values.is_not_null()
-    if not isinstance(values.dtype, pl.List | pl.Array) or not values.dtype.inner.is_numeric():
-        raise SelectionError(
-            f"the column {name!r} is {values.dtype}, not vectors", hint="score with `embedding` first"
-        )
-    known = values.drop_nulls()
-    as_list = known.cast(pl.List(pl.Float32)) if isinstance(values.dtype, pl.Array) else known
-    lengths = as_list.list.len()
-    if lengths.n_unique() > 1:
-        odd = int((lengths != lengths[0]).arg_max() or 0)
-        raise SelectionError(
-            f"row {scores['id'].filter(there)[odd]!r}: {name} has {lengths[odd]} numbers, others {lengths[0]}"
-        )
-    width = int(lengths[0]) if len(lengths) else 0
-    found = np.zeros((scores.height, width), np.float32)
-    if len(known):
-        found[there.to_numpy()] = as_list.explode().cast(pl.Float32).to_numpy().reshape(-1, width)
-    refuse(
-        scores, pl.Series(~np.isfinite(found).all(axis=1)), name, "is not finite", "a bug in the embedding"
-    )
-    return found, there

@@ -1,121 +1,172 @@
-"""The greedy pass of score-first, diversity-aware selection: keep a row unless a kept one is too like it."""
+"""The greedy walk of score-first, diversity-aware selection: keep a row unless a kept one is too like it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Vectors = NDArray[np.float32]
+from karat.reweight.select.ledger import Answer
+from karat.reweight.select.vectors import Vectors
+
+Rows = NDArray[np.int64]
 
 BLOCK = 512
 KEPT_BLOCK = 4096
-# Rounding of a float32 dot product of unit vectors; nearer to the threshold than this, float64 decides.
-_ROUNDING = 2e-5
 
 
-@dataclass(frozen=True)
-class Pass:
-    """What a greedy pass decided, for rows in rank order."""
+class Kept(Protocol):
+    """The rows that were kept so far, to be searched."""
 
-    examined: int
-    """Rows looked at; the rest came after enough were kept."""
-    rejected_by: NDArray[np.int64]
-    """[N] position of the first kept row that is too similar; -1 where the row was kept or not looked at."""
+    def first_too_similar(self, rows: Rows, unit: NDArray[np.float32]) -> Rows:
+        """[B] a kept row whose cosine with the row is above the threshold, -1 where none is found."""
 
-    @property
-    def kept(self) -> NDArray[np.bool_]:
-        """[N] whether the row was kept."""
-        return (self.rejected_by < 0) & (np.arange(len(self.rejected_by)) < self.examined)
+    def add(self, rows: Rows, unit: NDArray[np.float32]) -> None:
+        """Keep rows, in this order."""
 
 
-def greedy_pass(vectors: Vectors, threshold: float, enough: int | None = None) -> Pass:
-    """Keep row i unless max over kept j of cos(v_i, v_j) > threshold; stop when `enough` are kept.
+def walk(
+    vectors: Vectors,
+    threshold: float,
+    order: Rows,
+    kept: Kept,
+    offer: Callable[[int], Answer],
+    rejected_by: Rows,
+) -> Rows:
+    """Go through rows in order; what is too like a kept row is rejected, all else is offered.
 
-    vectors: [N, D] in rank order, any scale. Equal to the loop over single rows in float64: block products
-    in float32 settle what is clear, and what is within rounding of the threshold is computed again. The
-    cosine is clipped to 1, so a threshold of 1 keeps exact copies; a zero vector has cosine 0 with all.
-    Memory: one float32 copy of the kept rows and a block of 512 × 4,096 products.
+    vectors: of all rows; order: row numbers; kept: what was kept before, to which is added; offer: takes a
+    row, passes it by ("closed"), or ends the walk ("last", "full"); rejected_by: [N], gets for each rejected
+    row the kept one that it is like.
+    Returns the rows taken, in order. Memory: blocks of 512 × 4,096 products.
     """
-    rejected_by = np.full(len(vectors), -1, np.int64)
-    kept = _Kept(vectors.shape[1])
-    examined = 0
-    for start in range(0, len(vectors), BLOCK):
-        if enough is not None and kept.count >= enough:
+    taken: list[int] = []
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK]
+        unit = vectors.unit(block)
+        by = kept.first_too_similar(block, unit)
+        fresh = np.flatnonzero(by < 0)
+        among = _Among(vectors, threshold, block[fresh], unit[fresh])
+        chosen: list[int] = []
+        end, ended = len(block), False
+        for place, at in enumerate(fresh):
+            if among.by[place] >= 0:
+                continue
+            answer = offer(int(block[at]))
+            if answer == "full":
+                end, ended = int(at), True
+                break
+            if answer != "closed":
+                chosen.append(int(at))
+                among.take(place)
+            if answer == "last":
+                end, ended = int(at) + 1, True
+                break
+        by[fresh] = among.by
+        rejected_by[block[:end]] = by[:end]
+        kept.add(block[chosen], unit[chosen])
+        taken += block[chosen].tolist()
+        if ended:
             break
-        block = _unit(vectors[start : start + BLOCK])
-        by = kept.first_too_similar(block, threshold)
-        _among_themselves(block, by, threshold, start)
-        accepted = np.flatnonzero(by < 0)
-        if enough is not None and kept.count + len(accepted) >= enough:
-            accepted = accepted[: enough - kept.count]
-            by = by[: int(accepted[-1]) + 1]
-        rejected_by[start : start + len(by)] = by
-        kept.add(block[accepted], accepted + start)
-        examined = start + len(by)
-    return Pass(examined, rejected_by)
+    return np.array(taken, np.int64)
 
 
-class _Kept:
-    """The kept rows as one growing matrix, with where each stood."""
+class _Among:
+    """Rows of one block that reject each other, in order, as they are taken."""
 
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self._rows = np.empty((KEPT_BLOCK, width), np.float32)
-        self._places = np.empty(KEPT_BLOCK, np.int64)
+    def __init__(self, vectors: Vectors, threshold: float, rows: Rows, unit: NDArray[np.float32]) -> None:
+        self.by = np.full(len(rows), -1, np.int64)
+        self._vectors, self._threshold, self._rows = vectors, threshold, rows
+        self._products = unit @ unit.T
+        near = np.tril(self._products > threshold - vectors.rounding, -1)
+        self._any: NDArray[np.bool_] = np.asarray(near.any(axis=0))
 
-    def add(self, rows: Vectors, places: NDArray[np.int64]) -> None:
-        """Append kept rows."""
-        need = self.count + len(rows)
-        if need > len(self._rows):
-            room = max(need, 2 * len(self._rows))
-            self._rows = np.resize(self._rows, (room, self._rows.shape[1]))
-            self._places = np.resize(self._places, room)
-        self._rows[self.count : need], self._places[self.count : need] = rows, places
-        self.count = need
+    def take(self, place: int) -> None:
+        """Reject the later rows that are too like this one and that no earlier one has rejected."""
+        if not self._any[place] or self._threshold >= 1:
+            return
+        later = place + 1 + np.flatnonzero(self.by[place + 1 :] < 0)
+        above = is_above(
+            self._vectors, self._threshold, int(self._rows[place]), self._rows[later],
+            self._products[later, place],
+        )  # fmt: skip
+        self.by[later[above]] = self._rows[place]
 
-    def first_too_similar(self, block: Vectors, threshold: float) -> NDArray[np.int64]:
-        """[B] place of the first kept row above the threshold, -1 where there is none."""
-        found = np.full(len(block), -1, np.int64)
-        for start in range(0, self.count, KEPT_BLOCK):
+
+class ExactKept:
+    """The kept rows as blocks of float32 rows of length one, all of them searched, in order."""
+
+    def __init__(self, vectors: Vectors, threshold: float) -> None:
+        self._vectors, self._threshold = vectors, threshold
+        self._unit: list[NDArray[np.float32]] = []
+        self._rows: list[Rows] = []
+        self._filled = KEPT_BLOCK
+
+    def add(self, rows: Rows, unit: NDArray[np.float32]) -> None:
+        """Keep rows, in this order."""
+        while len(rows):
+            if self._filled == KEPT_BLOCK:
+                self._unit.append(np.empty((KEPT_BLOCK, unit.shape[1]), np.float32))
+                self._rows.append(np.empty(KEPT_BLOCK, np.int64))
+                self._filled = 0
+            n = min(len(rows), KEPT_BLOCK - self._filled)
+            room = slice(self._filled, self._filled + n)
+            self._unit[-1][room], self._rows[-1][room] = unit[:n], rows[:n]
+            self._filled += n
+            rows, unit = rows[n:], unit[n:]
+
+    def first_too_similar(self, rows: Rows, unit: NDArray[np.float32]) -> Rows:
+        """[B] the first kept row whose cosine with the row is above the threshold, -1 where there is none."""
+        found = np.full(len(rows), -1, np.int64)
+        if self._threshold >= 1:
+            return found  # a cosine is never above 1
+        for number, (kept, names) in enumerate(zip(self._unit, self._rows, strict=True)):
+            last = number == len(self._unit) - 1
+            n = self._filled if last else KEPT_BLOCK
             open_ = np.flatnonzero(found < 0)
             if not len(open_):
                 break
-            rows = self._rows[start : min(start + KEPT_BLOCK, self.count)]
-            above = _above(block[open_], rows, threshold)
-            hit = above.any(axis=1)
-            found[open_[hit]] = self._places[start + above[hit].argmax(axis=1)]
+            products = unit[open_] @ kept[:n].T
+            place = first_above(self._vectors, self._threshold, rows[open_], names[:n], products)
+            hit = place >= 0
+            found[open_[hit]] = names[place[hit]]
         return found
 
 
-def _among_themselves(block: Vectors, by: NDArray[np.int64], threshold: float, start: int) -> None:
-    """Let the rows of a block that no earlier row rejected reject each other, in order."""
-    open_ = np.flatnonzero(by < 0)
-    above = _above(block[open_], block[open_], threshold)
-    for i in range(len(open_)):
-        if by[open_[i]] < 0:
-            later = open_[i + 1 :][above[i, i + 1 :]]
-            by[later[by[later] < 0]] = start + open_[i]
+def first_above(
+    vectors: Vectors, threshold: float, rows: Rows, others: Rows, products: NDArray[np.float32]
+) -> Rows:
+    """[B] place in `others` of the first whose cosine with the row is above the threshold, or -1.
+
+    products: [B, K] float32 products of unit rows. They settle what is clear; what is within their rounding
+    of the threshold is computed again in float64.
+    """
+    found = np.full(len(rows), -1, np.int64)
+    near = products > threshold - vectors.rounding
+    some = np.flatnonzero(near.any(axis=1))
+    first = near[some].argmax(axis=1)
+    clear = products[some, first] > threshold + vectors.rounding
+    found[some[clear]] = first[clear]
+    for i in some[~clear]:
+        places = np.flatnonzero(near[i])
+        # In steps: the first that is above ends the search.
+        for start in range(0, len(places), 256):
+            part = places[start : start + 256]
+            above = is_above(vectors, threshold, int(rows[i]), others[part], products[i, part])
+            if above.any():
+                found[i] = part[above.argmax()]
+                break
+    return found
 
 
-def _above(rows: Vectors, others: Vectors, threshold: float) -> NDArray[np.bool_]:
-    """[B, K] whether the cosine of two unit rows is above the threshold, as float64 says it."""
-    products = rows @ others.T
+def is_above(
+    vectors: Vectors, threshold: float, row: int, others: Rows, products: NDArray[Any]
+) -> NDArray[np.bool_]:
+    """[K] whether the cosine of a row with each of the others is above the threshold, as float64 says it."""
     above: NDArray[np.bool_] = products > threshold
-    for i, j in zip(*np.nonzero(np.abs(products - threshold) <= _ROUNDING), strict=True):
-        above[i, j] = cosine(rows[i], others[j]) > threshold
+    unsure = np.flatnonzero(np.abs(products - threshold) <= vectors.rounding)
+    if len(unsure):
+        above[unsure] = vectors.cosines(row, others[unsure]) > threshold
     return above
-
-
-def cosine(a: Vectors, b: Vectors) -> float:
-    """Cosine in float64, clipped to 1; 0 with a zero vector."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    norms = np.sqrt((x @ x) * (y @ y))
-    return min(float(x @ y / norms), 1.0) if norms > 0 else 0.0
-
-
-def _unit(rows: Vectors) -> Vectors:
-    norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    unit: Vectors = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0, casting="same_kind")
-    return unit

@@ -211,8 +211,13 @@ class Selector(Part, ABC):
     def select(self, scores: pl.DataFrame) -> pl.DataFrame:
         """Columns `id`, `weight` (Float64), `reason` (String), `rank` (UInt32, 1 = first; null = unranked).
 
-        One row for each row of `scores`, in its order.
+        One row for each row of `scores`, in its order. Columns named `<kind>.<name>` may follow: numbers of
+        its own that the selection shows.
         """
+
+    def notes(self, scores: pl.DataFrame, selection: pl.DataFrame) -> tuple[str, ...]:
+        """Sentences that the user should read about a selection that was made of these scores."""
+        return ()
 
 
 class Reweighter(Part, ABC):

@@ -7,8 +7,8 @@ import polars as pl
 from karat.statuses import FAILED, folded
 
 NO_SCORE = "dropped: no score ("
-# "(rank 12, budget 600 rows)", "(0.125)", ": rank 12": what differs from row to row.
-_NUMBERS = r"( \((rank [^)]*|[-+0-9.eE]+|inf|-inf)\)|: rank \d+)$"
+# "(rank 12, budget 600 rows)", "(0.125)", ": rank 12", "(cosine 0.93 to <id>)": what differs from row to row.
+_NUMBERS = r"(?s)( \((rank [^)]*|[-+0-9.eE]+|inf|-inf|cosine [-+0-9.eE]+ to .*)\)|: rank \d+)$"
 _WHY = r"^(dropped: no score \([^:]*: )(.*)$"
 
 

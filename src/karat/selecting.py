@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,12 +26,17 @@ def select(selector: Selector, scores: Any) -> pl.DataFrame:
 
     A row that has no score is dropped with the words of the scorer's status; one that was truncated has its
     score and takes part.
+    Numbers that a selector shows follow, as `topsis.closeness`. What it notes about its choice is warned.
 
     scores: a table with `id` (unique strings) and the selector's columns, as a polars DataFrame or
     LazyFrame, a `datasets.Dataset`, a pandas DataFrame or an Arrow table. Raises SelectionError for a
     missing or unsuitable column or an impossible budget, ScoreError for broken scores.
     """
-    return ranked(selector, scores).drop("rank")
+    table = score_columns(selector, scores)
+    chosen = ranked(selector, table)
+    for note in selector.notes(table, chosen):
+        warnings.warn(f"{selector.kind}: {note}", UserWarning, stacklevel=2)
+    return chosen.drop("rank")
 
 
 def ranked(selector: Selector, scores: Any) -> pl.DataFrame:
@@ -186,7 +192,8 @@ def _checked(selector: Selector, table: pl.DataFrame, result: pl.DataFrame) -> p
         problem = "it did not return each id once, in the order given"
     else:
         try:
-            result = result.select(list(_RESULT)).cast(_RESULT)  # type: ignore[arg-type]
+            own = [name for name in result.columns if name.startswith(f"{selector.kind}.")]
+            result = result.select([*_RESULT, *own]).cast(_RESULT)  # type: ignore[arg-type]
         except pl.exceptions.PolarsError as error:
             problem = str(error)
         else:

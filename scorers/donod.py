@@ -16,7 +16,6 @@ from karat.scorers.model.decoder_scorer import DecoderScorer
 if TYPE_CHECKING:
     from karat.scorers.model.asking import Asking
     from karat.scorers.model.head import Head
-    from karat.scorers.model.loading import Replicas
     from karat.scorers.model.states import States
 
 
@@ -79,15 +78,15 @@ class Donod(DecoderScorer):
         """`tied: exact` has a pass of its own."""
         return super().shares() if self.tied == "head" else None
 
-    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Replicas:
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
         """Load the model, and see that its logits are what its output layer gives."""
         from karat.scorers.model.head_check import check_head
 
-        replicas = super().prepare(reference, fitted)
-        with replicas.borrowed() as asked:
+        held = super().prepare(reference, fitted)
+        with held.borrowed() as asked:
             if asked.runner is not None:
                 check_head(asked.model, asked.runner.head)
-        return replicas
+        return held
 
     def ask(self, row: Mapping[str, str | None], tokenizer: Any) -> Asking | str:
         """Prompt and response as one sequence."""
@@ -96,7 +95,7 @@ class Donod(DecoderScorer):
 
         return asking(response_given_prompt(row, tokenizer, self.max_tokens))
 
-    def score(self, rows: pl.DataFrame, prepared: Replicas) -> pl.DataFrame:
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Ask the model about each row."""
         if self.tied == "head":
             return super().score(rows, prepared)

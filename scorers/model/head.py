@@ -12,7 +12,8 @@ from torch import Tensor
 from karat.errors import ScoreError
 
 CHUNK_BYTES = 64 << 20
-"""Most bytes of logits that one chunk may hold, and of weights converted for it."""
+"""Most bytes of logits that one chunk may hold, and of weights converted for it; on a CPU an eighth of it,
+which stays in its caches."""
 OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 """Whether torch.mm multiplies 16-bit matrices on a GPU into a wider result."""
 
@@ -61,7 +62,8 @@ class Head:
         """First and one past the last token of each chunk, for so many positions."""
         # A chunk of 16-bit weights is converted where the device cannot multiply into a wider type.
         per_token = max(1, positions, self.weight_vd.shape[1] if self.weight_vd.itemsize < 4 else 1)
-        wide = max(1, CHUNK_BYTES // (max(4, self.weight_vd.itemsize) * per_token))
+        most = CHUNK_BYTES if self.weight_vd.is_cuda else CHUNK_BYTES // 8
+        wide = max(1, most // (max(4, self.weight_vd.itemsize) * per_token))
         for start in range(0, self.vocabulary, wide):
             yield start, min(start + wide, self.vocabulary)
 

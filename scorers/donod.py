@@ -10,13 +10,11 @@ import polars as pl
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from karat.fitting import Arrays
 from karat.scorers.model.decoder_scorer import DecoderScorer
 
 if TYPE_CHECKING:
     from karat.scorers.model.asking import Asking
     from karat.scorers.model.head import Head
-    from karat.scorers.model.loading import Replicas
     from karat.scorers.model.states import States
 
 
@@ -79,16 +77,6 @@ class Donod(DecoderScorer):
         """`tied: exact` has a pass of its own."""
         return super().shares() if self.tied == "head" else None
 
-    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Replicas:
-        """Load the model, and see that its logits are what its output layer gives."""
-        from karat.scorers.model.head_check import check_head
-
-        replicas = super().prepare(reference, fitted)
-        with replicas.borrowed() as asked:
-            if asked.runner is not None:
-                check_head(asked.model, asked.runner.head)
-        return replicas
-
     def ask(self, row: Mapping[str, str | None], tokenizer: Any) -> Asking | str:
         """Prompt and response as one sequence."""
         from karat.scorers.model.asking import asking
@@ -96,7 +84,7 @@ class Donod(DecoderScorer):
 
         return asking(response_given_prompt(row, tokenizer, self.max_tokens))
 
-    def score(self, rows: pl.DataFrame, prepared: Replicas) -> pl.DataFrame:
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Ask the model about each row."""
         if self.tied == "head":
             return super().score(rows, prepared)
@@ -105,10 +93,8 @@ class Donod(DecoderScorer):
 
         with prepared.borrowed() as asked:
             runner = asked.runner
-            if runner is None:
-                raise TypeError("the model was loaded without its head")
             if runner.head.tied:
-                runner = TiedRunner(asked.model, runner.head)
+                runner = TiedRunner(asked.model, runner)
             return score_in_one_pass([self], rows, asked.tokenizer, runner)[0]
 
     def reduce(self, states: States) -> tuple[float, float]:
@@ -125,10 +111,8 @@ class Donod(DecoderScorer):
 
     def conclude(self, reduced: Sequence[tuple[float, float]]) -> dict[str, Any] | str:
         """The only sequence's."""
-        from karat.scorers.model.finite import if_finite
-
         don, nod = reduced[0]
-        return if_finite({"donod.don": don, "donod.nod": nod})
+        return {"donod.don": don, "donod.nod": nod}
 
 
 # The norm of each output layer in use, and the version of its weights, which a trainer may change.

@@ -10,7 +10,6 @@ import polars as pl
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from karat.fitting import Arrays
 from karat.scorers.model.decoder_scorer import DecoderScorer
 
 if TYPE_CHECKING:
@@ -78,16 +77,6 @@ class Donod(DecoderScorer):
         """`tied: exact` has a pass of its own."""
         return super().shares() if self.tied == "head" else None
 
-    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
-        """Load the model, and see that its logits are what its output layer gives."""
-        from karat.scorers.model.head_check import check_head
-
-        held = super().prepare(reference, fitted)
-        with held.borrowed() as asked:
-            if asked.runner is not None:
-                check_head(asked.model, asked.runner.head)
-        return held
-
     def ask(self, row: Mapping[str, str | None], tokenizer: Any) -> Asking | str:
         """Prompt and response as one sequence."""
         from karat.scorers.model.asking import asking
@@ -104,10 +93,8 @@ class Donod(DecoderScorer):
 
         with prepared.borrowed() as asked:
             runner = asked.runner
-            if runner is None:
-                raise TypeError("the model was loaded without its head")
             if runner.head.tied:
-                runner = TiedRunner(asked.model, runner.head)
+                runner = TiedRunner(asked.model, runner)
             return score_in_one_pass([self], rows, asked.tokenizer, runner)[0]
 
     def reduce(self, states: States) -> tuple[float, float]:
@@ -124,10 +111,8 @@ class Donod(DecoderScorer):
 
     def conclude(self, reduced: Sequence[tuple[float, float]]) -> dict[str, Any] | str:
         """The only sequence's."""
-        from karat.scorers.model.finite import if_finite
-
         don, nod = reduced[0]
-        return if_finite({"donod.don": don, "donod.nod": nod})
+        return {"donod.don": don, "donod.nod": nod}
 
 
 # The norm of each output layer in use, and the version of its weights, which a trainer may change.

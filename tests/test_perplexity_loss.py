@@ -105,4 +105,4 @@ def test_a_model_that_overflows_has_no_score() -> None:
         [Perplexity(model=(model, tokenizer)), Loss(model=(model, tokenizer))], view(["text"])
     )
     assert table["perplexity.status"].to_list() == table["loss.status"].to_list()
-    assert table["loss.status"].to_list() == ["failed: the model's numbers overflow"]
+    assert table["loss.status"].to_list() == ["failed: the model gave NaN"]

@@ -213,7 +213,7 @@ def test_a_row_that_a_quota_turns_away_rejects_no_other() -> None:
 def test_floors_come_first_and_then_reject() -> None:
     scores = table([("u1", 9, [1, 0]), ("u2", 8, [0, 1]), ("v1", 7, [1, 0.01]), ("v2", 6, [0, -1])])
     scores = scores.with_columns(group=pl.Series(["u", "u", "v", "v"]))
-    part = DeitaDiverse(by="s", vectors="v", budget=3, floor={"v": "2 rows"})
+    part = DeitaDiverse(by="s", vectors="v", budget=4, floor={"v": "2 rows"})
     result = part.select(scores)
     assert kept(result) == ["v1", "v2", "u2"]
     assert result["reason"].to_list()[1:] == ["kept: rank 3", *["kept: floor of group v"] * 2]

@@ -33,7 +33,7 @@ def export_stage(config: Config, inputs: Inputs, selection: pl.DataFrame, record
     """Write dataset/: the kept rows with their own columns, weight and scores."""
     with record.stage("export") as timing:
         original = inputs.pool.original()
-        frame = exported(original, selection, inputs.pool.about["id_column"])
+        frame = exported(original, selection, inputs.pool.about["id_column"], vectors=config.export.vectors)
         files = write_dataset(frame, config.out / "dataset", config.export.shard_rows)
         timing.note = f"{frame.height:,} rows in {len(files)} file{'s' if len(files) > 1 else ''}"
         current().finish("export", timing.note)

@@ -9,17 +9,16 @@ weights of the targets that have it, so that they take one look-up per byte of x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from karat.scorers import gram_kernels
+
 LENGTHS = (1, 4, 5)
 WINDOW = 32_768
 """Deflate looks back no further, so only the end of x and the beginning of y can meet."""
-_HASHES = 1 << 16
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
 Floats = NDArray[np.float64]
@@ -33,9 +32,11 @@ class GramOverlap:
     """
 
     def __init__(self, targets: Sequence[bytes], sizes: NDArray[np.int64], shares: Floats) -> None:
-        parts = [distinct_hashes(target[:WINDOW], length) for target in targets for length in LENGTHS]
-        self._hashes = np.concatenate([np.zeros(0, np.uint16), *parts])
-        self._ends = np.cumsum([0, *(part.size for part in parts)], dtype=np.int64)
+        joined, ends = _joined([target[:WINDOW] for target in targets])
+        hashes = np.zeros(len(LENGTHS) * joined.size, np.uint16)
+        self._ends = np.zeros(len(LENGTHS) * len(targets) + 1, np.int64)
+        gram_kernels.distinct(joined, ends, hashes, self._ends)
+        self._hashes = hashes[: self._ends[-1]].copy()
         self._by_size = np.argsort(sizes, kind="stable").astype(np.int64)
         self._sizes, self._shares = sizes.astype(np.float64), shares
 
@@ -43,7 +44,8 @@ class GramOverlap:
         """[n, b, 3] shared grams of each text with the targets at `which` [n, b]."""
         out = np.zeros((*which.shape, len(LENGTHS)), np.int32)
         joined, ends = _joined(texts)
-        _kernels()[0](joined, ends, self._hashes, self._ends, np.ascontiguousarray(which, np.int64), out)
+        places = np.ascontiguousarray(which, np.int64)
+        gram_kernels.count(joined, ends, self._hashes, self._ends, places, out)
         return out
 
     def means(self, texts: Sequence[bytes], own: NDArray[np.int64]) -> Floats:
@@ -52,8 +54,15 @@ class GramOverlap:
         joined, ends = _joined(texts)
         order = np.argsort(own, kind="stable").astype(np.int64)
         index = (self._hashes, self._ends, self._by_size, self._sizes, self._shares)
-        _kernels()[1](joined, ends, order, own.astype(np.float64), *index, out)
+        gram_kernels.total(joined, ends, order, own.astype(np.float64), *index, out)
         return out
+
+
+def letters(texts: Sequence[bytes]) -> Places:
+    """[n] number of distinct bytes of each text, as far as deflate looks back."""
+    out = np.zeros(len(texts), np.int64)
+    gram_kernels.letters(*_joined(texts), out)
+    return out
 
 
 def distinct_hashes(text: bytes, length: int) -> NDArray[np.uint16]:
@@ -78,89 +87,3 @@ def overlap_plain(text: bytes, target: bytes) -> tuple[int, ...]:
 def _joined(texts: Sequence[bytes]) -> tuple[NDArray[np.uint8], Places]:
     ends = np.cumsum([0, *(min(len(text), WINDOW) for text in texts)], dtype=np.int64)
     return np.frombuffer(b"".join(text[-WINDOW:] for text in texts), np.uint8), ends
-
-
-@cache
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    """The compiled loops; kept on disk between runs where a folder for that can be written."""
-    import numba
-
-    def compiled(cached: bool) -> tuple[Any, Any]:
-        return tuple(numba.njit(loop, nogil=True, cache=cached) for loop in (_count, _sum))  # type: ignore[return-value]
-
-    try:
-        return compiled(cached=True)
-    except RuntimeError:  # no folder can be written
-        return compiled(cached=False)
-
-
-def _count(
-    text: NDArray[np.uint8],
-    ends: Places,
-    hashes: NDArray[np.uint16],
-    hash_ends: Places,
-    which: Places,
-    out: NDArray[np.int32],
-) -> None:
-    table = np.zeros(65_536, np.uint8)
-    for i in range(which.shape[0]):
-        table[:] = 0
-        word = np.uint64(0)
-        for p in range(ends[i], ends[i + 1]):
-            word = (word >> np.uint64(8)) | (np.uint64(text[p]) << np.uint64(56))
-            for kind in range(3):
-                length = 1 if kind == 0 else kind + 3
-                if p - ends[i] >= length - 1:
-                    gram = (word >> np.uint64(64 - 8 * length)) << np.uint64(64 - 8 * length)
-                    place = (gram * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)
-                    table[place] |= np.uint8(1 << kind)
-        for b in range(which.shape[1]):
-            for kind in range(3):
-                at = which[i, b] * 3 + kind
-                found = np.int32(0)
-                for p in range(hash_ends[at], hash_ends[at + 1]):
-                    found += np.int32(table[hashes[p]] >> np.uint8(kind)) & np.int32(1)
-                out[i, b, kind] = found
-
-
-def _sum(
-    text: NDArray[np.uint8],
-    ends: Places,
-    order: Places,
-    own: Floats,
-    hashes: NDArray[np.uint16],
-    hash_ends: Places,
-    by_size: Places,
-    sizes: Floats,
-    shares: Floats,
-    out: Floats,
-) -> None:
-    # For each hash: the shares of targets no larger than the text, and share / size of the larger ones.
-    # Texts come by size, so that each target changes sides once.
-    index = np.zeros((3, 65_536, 2))
-    for j in range(sizes.size):
-        for kind in range(3):
-            for p in range(hash_ends[j * 3 + kind], hash_ends[j * 3 + kind + 1]):
-                index[kind, hashes[p], 1] += shares[j] / sizes[j]
-    seen = np.full((3, 65_536), -1, np.int32)
-    passed = 0
-    for rank in range(order.size):
-        i = order[rank]
-        while passed < sizes.size and sizes[by_size[passed]] <= own[i]:
-            j = by_size[passed]
-            for kind in range(3):
-                for p in range(hash_ends[j * 3 + kind], hash_ends[j * 3 + kind + 1]):
-                    index[kind, hashes[p], 0] += shares[j]
-                    index[kind, hashes[p], 1] -= shares[j] / sizes[j]
-            passed += 1
-        word = np.uint64(0)
-        for p in range(ends[i], ends[i + 1]):
-            word = (word >> np.uint64(8)) | (np.uint64(text[p]) << np.uint64(56))
-            for kind in range(3):
-                length = 1 if kind == 0 else kind + 3
-                if p - ends[i] >= length - 1:
-                    gram = (word >> np.uint64(64 - 8 * length)) << np.uint64(64 - 8 * length)
-                    place = (gram * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(48)
-                    if seen[kind, place] != rank:
-                        seen[kind, place] = rank
-                        out[i, kind] += index[kind, place, 0] / own[i] + index[kind, place, 1]

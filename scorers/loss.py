@@ -22,6 +22,7 @@ class Loss(DecoderScorer):
     A row of plain text is all response. Prompt, a line break and response are tokenised apart.
     """
 
+    served: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("text", "prompt", "response")
     summary: ClassVar[str] = "loss of the response given the prompt, per token and in all"
     formula: ClassVar[str] = "-(1/n) Σ_t log p(y_t | prompt, y_<t) over the tokens of the response"

@@ -24,6 +24,7 @@ class Perplexity(DecoderScorer):
     Texts over `max_tokens` are scored on their beginning ("truncated").
     """
 
+    served: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("text",)
     summary: ClassVar[str] = "mean surprise of a language model at the text, nats per token"
     formula: ClassVar[str] = "-(1/n) Σ_t log p(x_t | x_<t) over the tokens of the text"

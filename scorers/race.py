@@ -19,16 +19,19 @@ than the rest and not foreseen.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from karat.scorers.race_fit import Estimates, Fit, Floats, Rows
+from karat.scorers.race_fit import RESOLUTION, Estimates, Fit, Floats, Rows
 
 Flags = NDArray[np.bool_]
 Counts = NDArray[np.int64]
+Later = Callable[[], Floats]
+"""Work that has begun; gives the result once it is done."""
 
 FEWEST = 8
 """With fewer values per row there is nothing to race for: all are drawn."""
@@ -43,6 +46,8 @@ CUT_SHARE = 0.2
 MOST_VALUES, MOST_A_ROW = 1 << 24, 8
 """So many values, or so many for each row of the pool, are held at once, so that memory does not grow with
 N x M: rows that would need more to be told apart are completed."""
+CUT_STEPS = 8
+"""Halvings that place the cut, of an interval of about a standard error."""
 SURE = 0.02
 """A row that is below the cut with no more than this probability is completed at once; that risks nothing."""
 
@@ -57,13 +62,13 @@ class Field(Protocol):
     quoted: tuple[Floats, Floats]
     """[P, F] and [P] rare differences within a row, in features and in values, that no sample may show."""
 
-    def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
+    def draw(self, step: str, rows: Rows, start: int, stop: int) -> Later:
         """[n, stop - start] the values at places start to stop of each row's order; the dear part."""
 
     def features(self, rows: Rows, stop: int) -> tuple[Floats, Rows]:
         """[n, stop, F] features of the first `stop` values of each row, and [n, stop] their columns."""
 
-    def finish(self, step: str, rows: Rows, drawn: Floats) -> Floats:
+    def finish(self, step: str, rows: Rows, drawn: Floats) -> Later:
         """[n] exact scores, given the values [n, t] drawn so far."""
 
     def skip(self, values: int) -> None:
@@ -117,27 +122,32 @@ def race(field: Field, copies: Counts, k: int, confidence: float) -> Raced:
     score, bound, exact = np.zeros(count), np.zeros(count), np.zeros(count, np.bool_)
     open_, drawn = np.arange(count), np.zeros((count, 0))
     if k >= copies.sum() or field.values < FEWEST:
-        return Raced(field.finish("all", open_, drawn), bound, ~exact)
+        return Raced(field.finish("all", open_, drawn)(), bound, ~exact)
     fit, risk = Fit(), (1 - confidence) / len(steps)
+    done, begun = open_[:0], drawn[:0]
     for stop in steps:
         if not open_.size or open_.size * stop > max(MOST_VALUES, MOST_A_ROW * count):
             break
-        drawn = np.concatenate([drawn, field.draw(f"draw-{stop}", open_, drawn.shape[1], stop)], axis=1)
+        drawing = field.draw(f"draw-{stop}", open_, drawn.shape[1], stop)
+        # Threads complete the winners of the last round while this one is judged.
+        finishing = field.finish(f"finish-{stop}", done, begun)
+        drawn = np.concatenate([drawn, drawing()], axis=1)
         found = fit.estimates(field, open_, drawn)
+        score[done] = finishing()
+        exact[done] = True
         cut = cut_below(found, copies[open_], score[exact], copies[exact], k, risk * CUT_SHARE)
         chance = found.above(cut)
         doubt = combined(chance, found.foreseen_above(cut)) if stop < EARLY else chance
         rejected, sure = hopeless(doubt, risk * (1 - CUT_SHARE)), chance > 1 - SURE
         score[open_], bound[open_] = found.mean, found.half_width(confidence)
         field.skip(int(rejected.sum()) * (field.values - stop))
-        done = open_[sure & ~rejected]
-        score[done] = field.finish(f"finish-{stop}", done, drawn[sure & ~rejected])
-        exact[done] = True
+        done, begun = open_[sure & ~rejected], drawn[sure & ~rejected]
         open_, drawn = open_[~(rejected | sure)], drawn[~(rejected | sure)]
-    score[open_] = field.finish("finish", open_, drawn)
-    exact[open_] = True
+    finishing, last = field.finish("finish-last", done, begun), field.finish("finish", open_, drawn)
+    score[done], score[open_] = finishing(), last()
+    exact[done] = exact[open_] = True
     short = missing(score, exact, copies, k)
-    score[short] = field.finish("short", short, np.zeros((short.size, 0)))
+    score[short] = field.finish("short", short, np.zeros((short.size, 0)))()
     exact[short] = True
     bound[exact] = 0.0
     return below_winners(Raced(score, bound, exact), copies, k)
@@ -179,12 +189,18 @@ def cut_below(
         logs = tilts[:, 0] * short + np.log1p(chance * np.expm1(-tilts * held)).sum(1)
         return bool(logs.min() <= np.log(risk))
 
-    scores = np.concatenate([exact, top.mean])
-    low = float(min((top.mean - 10 * top.error).min(initial=np.inf), exact.min(initial=np.inf)))
-    high = float(scores.max())
-    if not surely_k(low):
+    least = float(min((top.mean - 10 * top.error).min(initial=np.inf), exact.min(initial=np.inf)))
+    if not surely_k(least):
         return -np.inf
-    for _ in range(16):
+    # The cut is a few standard errors below the score that stands at the k-th place now.
+    scores, places = np.concatenate([exact, top.mean]), np.concatenate([exact_copies, held])
+    order = np.argsort(-scores, kind="stable")
+    at = min(int(np.searchsorted(np.cumsum(places[order]), k)), order.size - 1)
+    high = low = float(scores[order][at])
+    step = float(np.median(top.error)) if best.size else 0.0
+    while low > least and not surely_k(low):
+        high, low, step = low, max(least, low - max(step, RESOLUTION)), 2 * step
+    for _ in range(CUT_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if surely_k(middle) else (low, middle)
     return low

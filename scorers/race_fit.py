@@ -100,10 +100,19 @@ class Fit:
         """Estimates of the rows' scores from the values [n, t] that they have drawn, in their order."""
         count, t = drawn.shape
         stride = -(-count * t // CELLS)
-        model = self._learn(field, rows[::stride], drawn[::stride])
+        known = field.features(rows[::stride], t)
+        model = self._learn(field, known, drawn[::stride])
         size = max(1, CELLS // t)
         blocks = [slice(start, start + size) for start in range(0, count, size)]
-        parts = [model.residuals(field, rows[part], drawn[part]) for part in blocks]
+        # The features of few rows are all known by now.
+        parts = [
+            model.residuals(
+                field.means[rows[part]],
+                known if stride == 1 else field.features(rows[part], t),
+                drawn[part],
+            )
+            for part in (blocks if stride > 1 else [slice(None)])
+        ]
         columns = (np.concatenate(column) for column in zip(*parts, strict=True))
         level, variance, fourth, leverage, lift = columns
         pooled = float(variance.mean()) * model.inflation
@@ -120,13 +129,13 @@ class Fit:
         spread = 1.4826 * float(np.median(np.abs(level - middle)))
         return Estimates(level + foreseen, error, min(prior + t - 1, cap), foreseen + middle, spread)
 
-    def _learn(self, field: Field, rows: Rows, drawn: Floats) -> Model:
-        features, columns = field.features(rows, drawn.shape[1])
+    def _learn(self, field: Field, known: tuple[Floats, Rows], drawn: Floats) -> Model:
+        features, columns = known
         within = drawn.shape[1] >= CENTRED
         shifted = features - features.mean(1, keepdims=True) if within else features
         # No BLAS here: its sums depend on the number of threads.
         gram = np.einsum("ntf,ntg->fg", shifted, shifted)
-        known, aims = field.quoted
+        quoted, aims = field.quoted
         seen = np.bincount(columns.ravel(), minlength=field.values)
         effects = np.zeros(field.values)
         for _ in range(3):
@@ -134,7 +143,7 @@ class Fit:
             aim = aim - aim.mean(1, keepdims=True) if within else aim
             moment = np.einsum("ntf,nt->f", shifted, aim)
             slopes, inverse = self._solved(
-                gram + np.einsum("pf,pg->fg", known, known), moment + np.einsum("pf,p->f", known, aims)
+                gram + np.einsum("pf,pg->fg", quoted, quoted), moment + np.einsum("pf,p->f", quoted, aims)
             )
             left = drawn - np.einsum("ntf,f->nt", features, slopes)
             left -= left.mean(1, keepdims=True)
@@ -170,15 +179,18 @@ class Model:
     inflation: float
     """Factor that gives the residual variance back what fitting took."""
 
-    def residuals(self, field: Field, rows: Rows, drawn: Floats) -> tuple[Floats, ...]:
+    def residuals(self, means: Floats, known: tuple[Floats, Rows], drawn: Floats) -> tuple[Floats, ...]:
         """[n] mean, variance and fourth moment of each row's residuals, the leverage of its sample, and what
-        the features foresee beyond it."""
-        features, columns = field.features(rows, drawn.shape[1])
+        the features foresee beyond it.
+
+        means: [n, F] mean features of the rows; known: features and columns of their samples.
+        """
+        features, columns = known
         left = drawn - np.einsum("ntf,f->nt", features, self.slopes) - self.effects[columns]
-        off = field.means[rows] - features.mean(1)
+        off = means - features.mean(1)
         leverage = np.einsum("nf,nf->n", np.einsum("nf,fg->ng", off, self.inverse), off)
         level = left.mean(1)
-        fourth = ((left - level[:, None]) ** 4).mean(1)
+        fourth = (((left - level[:, None]) ** 2) ** 2).mean(1)
         lift = np.einsum("nf,f->n", off, self.slopes)
         return level, left.var(1, ddof=1), fourth, np.maximum(leverage, 0.0), lift
 
@@ -198,5 +210,8 @@ def prior_freedom(variances: Floats, own: Any) -> float:
     half = 0.5 + 1 / excess
     for _ in range(30):  # Newton's method for trigamma(half) = excess
         value = polygamma(1, half)
-        half += value * (1 - value / excess) / polygamma(2, half)
+        step = value * (1 - value / excess) / polygamma(2, half)
+        half += step
+        if abs(step) <= 1e-12 * half:
+            break
     return float(np.clip(2 * half, 1.0, 200.0))

@@ -12,8 +12,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from karat.fitting import Arrays, Fitting
-from karat.scorers.gram_overlap import GramOverlap
-from karat.scorers.race import Orders, Raced, race
+from karat.scorers.gram_overlap import GramOverlap, letters
+from karat.scorers.race import Later, Orders, Raced, race
 from karat.scorers.race_features import FEATURES, features, mean_features, quoted_pairs
 from karat.scorers.race_fit import Floats, Rows
 from karat.scorers.race_outcome import outcome
@@ -21,6 +21,8 @@ from karat.scorers.zip_fit_targets import Sizes, Targets, alignments
 
 FEWEST_PAIRS, FEWEST_BYTES = 50_000, 200 << 20
 """Fewer pairs, of fewer bytes in all, are all compressed: that takes seconds, and a race would not pay."""
+HELD_BYTES = 256 << 20
+"""Texts of no more bytes in all are held as bytes rather than encoded in every round."""
 BLOCK_ROWS = 256
 BLOCK_BYTES = 4 << 20
 STRIPE_PAIRS = 200_000
@@ -37,6 +39,8 @@ class TextField:
     def __init__(self, texts: pl.Series, targets: Targets, fitting: Fitting, seed: int) -> None:
         self.texts, self.targets, self.fitting = texts, targets, fitting
         self.values = targets.place.size
+        held = int(texts.str.len_bytes().sum()) <= HELD_BYTES
+        self._held: list[bytes] | None = texts.cast(pl.Binary).to_list() if held else None
         self.lengths = texts.str.len_bytes().to_numpy().astype(np.int64)
         self.columns = Orders(len(texts), self.values, seed).columns
         self._repeats = len(targets.pairs.targets) < self.values
@@ -49,7 +53,7 @@ class TextField:
         self._open: Rows = np.zeros(0, np.intp)
         self._counts = np.zeros((0, 0, 3), np.int32)
         distinct = targets.pairs.targets
-        self.target_letters = np.array([len(set(text)) for text in distinct], np.int64)[targets.place]
+        self.target_letters = letters(distinct)[targets.place]
         sizes = np.zeros(len(distinct), np.int64)
         sizes[targets.place] = targets.sizes
         shares = np.bincount(targets.place, minlength=len(distinct)) / self.values
@@ -75,12 +79,12 @@ class TextField:
         """Sizes of the rows alone, and the mean of each row's features over all targets."""
         every = np.arange(len(self.texts))
         self._total += every.size * MEASURE_COST
-        found = self._stripes("measure", every, MEASURE_COST, self._measured, most=MEASURE_ROWS)
+        found = self._stripes("measure", every, MEASURE_COST, self._measured, most=MEASURE_ROWS)()
         self.own, self.letters = found[:, 0].astype(np.int64), found[:, 1].astype(np.int64)
         self.means = found[:, 2:]
         self.quoted = quoted_pairs(self.own, self.lengths)
 
-    def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
+    def draw(self, step: str, rows: Rows, start: int, stop: int) -> Later:
         """Alignments with the targets at places start to stop of each row's order."""
 
         def work(part: Rows, _: Floats) -> Floats:
@@ -90,13 +94,18 @@ class TextField:
             counts = self.overlap.counts(texts, self.targets.place[columns])
             return np.concatenate([aligned[:, :, None], counts], axis=2).reshape(part.size, -1)
 
-        found = self._stripes(step, rows, stop - start, work).reshape(rows.size, stop - start, -1)
-        before = self._counts[np.searchsorted(self._open, rows)] if start else self._counts[:0]
-        new = found[:, :, 1:].astype(np.int32)
-        self._open, self._counts = rows, np.concatenate([before, new], axis=1) if start else new
-        return np.ascontiguousarray(found[:, :, 0])
+        begun = self._stripes(step, rows, stop - start, work)
 
-    def finish(self, step: str, rows: Rows, drawn: Floats) -> Floats:
+        def aligned() -> Floats:
+            found = begun().reshape(rows.size, stop - start, -1)
+            before = self._counts[np.searchsorted(self._open, rows)] if start else self._counts[:0]
+            new = found[:, :, 1:].astype(np.int32)
+            self._open, self._counts = rows, np.concatenate([before, new], axis=1) if start else new
+            return np.ascontiguousarray(found[:, :, 0])
+
+        return aligned
+
+    def finish(self, step: str, rows: Rows, drawn: Floats) -> Later:
         """Exact scores: the mean, as numpy sums it, over all targets in the order of the reference."""
         known = drawn.shape[1]
 
@@ -108,9 +117,10 @@ class TextField:
             every[np.arange(part.size)[:, None], columns] = np.concatenate(
                 [before, alignments(self.own[part][:, None], joint, self.targets.sizes[rest])], axis=1
             )
-            return np.array([[np.mean(row)] for row in every])
+            return np.asarray(every.mean(axis=1, keepdims=True))
 
-        return self._stripes(step, rows, self.values - known, work, drawn)[:, 0]
+        begun = self._stripes(step, rows, self.values - known, work, drawn)
+        return lambda: begun()[:, 0]
 
     def skip(self, values: int) -> None:
         """So many pairs need not be compressed."""
@@ -120,16 +130,16 @@ class TextField:
         """Features of the first `stop` pairs of rows that drew last, and their places in the reference."""
         columns = self.columns(rows, 0, stop)
         counts = self._counts[np.searchsorted(self._open, rows)]
-        sizes, letters = self.targets.sizes[columns], self.target_letters[columns]
-        return features(counts, self.own[rows], self.letters[rows], sizes, letters), columns
+        sizes, others = self.targets.sizes[columns], self.target_letters[columns]
+        return features(counts, self.own[rows], self.letters[rows], sizes, others), columns
 
     def _measured(self, part: Rows, _: Floats) -> Floats:
         texts = self._bytes(part)
         own = self.targets.pairs.own_rows(texts)
-        letters = np.array([len(set(text)) for text in texts], np.int64)
+        distinct = letters(texts)
         shared = self.overlap.means(texts, own)
-        means = mean_features(shared, own, letters, self.targets.sizes, self.target_letters)
-        return np.concatenate([own[:, None], letters[:, None], means], axis=1)
+        means = mean_features(shared, own, distinct, self.targets.sizes, self.target_letters)
+        return np.concatenate([own[:, None], distinct[:, None], means], axis=1)
 
     def _joint(self, texts: list[bytes], columns: Rows) -> Sizes:
         which = self.targets.place[columns]
@@ -142,6 +152,8 @@ class TextField:
         return found
 
     def _bytes(self, rows: Rows) -> list[bytes]:
+        if self._held is not None:
+            return [self._held[row] for row in rows]
         return [text.encode() for text in self.texts.gather(rows)]
 
     def _blocks(
@@ -163,32 +175,49 @@ class TextField:
         work: Callable[[Rows, Floats], Floats],
         beside: Floats | None = None,
         most: int = BLOCK_ROWS,
-    ) -> Floats:
+    ) -> Later:
         """The work on all rows, block by block; stripes of blocks are kept, so that a killed fit goes on."""
         beside = np.zeros((rows.size, 0)) if beside is None else beside
         size = max(1, STRIPE_PAIRS // max(1, pairs))
-        found = []
-        for start in range(0, rows.size, size):
-            part, next_to = rows[start : start + size], beside[start : start + size]
-            name = f"{step}-{start // size}"
-            heavy = part.size * pairs >= KEEP_PAIRS
-            kept = self.fitting.kept(name) if heavy else None
-            # A machine that rounds differently may have had other rows still open at this step.
-            if kept is None or not np.array_equal(kept.get("rows", ()), part):
-                blocks = []
-                # Every thread has its share, however few the rows; several, as rows differ in length.
-                shares = self.fitting.workers * (4 if most == BLOCK_ROWS else 1)
-                share = max(1, min(most, -(-part.size // shares)))
-                for block in self._each(lambda block: work(*block), self._blocks(part, next_to, share)):
-                    blocks.append(block)
-                    self._report(block.shape[0] * pairs)
-                kept = {"rows": part, "values": np.concatenate(blocks)}
-                if heavy:
-                    self.fitting.keep(name, kept)
-            else:
-                self._report(part.size * pairs)
-            found.append(kept["values"])
-        return np.concatenate(found) if found else np.zeros((0, max(1, pairs)))
+        parts = [slice(start, start + size) for start in range(0, rows.size, size)]
+        begun = [
+            self._stripe(f"{step}-{place}", rows[part], pairs, work, beside[part], most)
+            for place, part in enumerate(parts)
+        ]
+        return lambda: np.concatenate([one() for one in begun]) if begun else np.zeros((0, max(1, pairs)))
+
+    def _stripe(
+        self,
+        name: str,
+        rows: Rows,
+        pairs: int,
+        work: Callable[[Rows, Floats], Floats],
+        beside: Floats,
+        most: int,
+    ) -> Later:
+        heavy = rows.size * pairs >= KEEP_PAIRS
+        kept = self.fitting.kept(name) if heavy else None
+        # A machine that rounds differently may have had other rows still open at this step.
+        if kept is not None and np.array_equal(kept.get("rows", ()), rows):
+            values = kept["values"]
+            self._report(rows.size * pairs)
+            return lambda: values
+        # Every thread has its share, however few the rows; several, as rows differ in length.
+        shares = self.fitting.workers * (6 if most == BLOCK_ROWS else 2)
+        share = max(1, min(most, -(-rows.size // shares)))
+        begun = self._each(lambda block: work(*block), self._blocks(rows, beside, share))
+
+        def done() -> Floats:
+            blocks = []
+            for block in begun:
+                blocks.append(block)
+                self._report(block.shape[0] * pairs)
+            values = np.concatenate(blocks)
+            if heavy:
+                self.fitting.keep(name, {"rows": rows, "values": values})
+            return values
+
+        return done
 
     def _report(self, pairs: int) -> None:
         # Rows that were rejected and had to be taken back are drawn for a second time.
@@ -209,7 +238,7 @@ def raced(
         if _few(field) or k >= copies.sum():
             every = np.arange(len(texts))
             field.own = targets.pairs.own_rows([text.encode() for text in texts])
-            scores = field.finish("all", every, np.zeros((every.size, 0)))
+            scores = field.finish("all", every, np.zeros((every.size, 0)))()
             return outcome(texts, Raced(scores, np.zeros(every.size), np.ones(every.size, np.bool_)))
         field.measure()
         return outcome(texts, race(field, copies, k, confidence))

@@ -26,6 +26,7 @@ from karat.registry import load
 from karat.scorers.donod import Donod
 from karat.scorers.loss import Loss
 from karat.scorers.model import runner
+from karat.scorers.model.batches import Batch
 from karat.scorers.model.head import head_of
 from karat.scorers.model.runner import Request, Runner
 from karat.scorers.perplexity import Perplexity
@@ -167,8 +168,8 @@ def test_scorers_of_one_model_run_its_sequences_once(monkeypatch: pytest.MonkeyP
     tokens = []
     forward = Runner._forward
 
-    def counting(self: Runner, batch: list[tuple[int, ...]]) -> Any:
-        tokens.append(sum(map(len, batch)))
+    def counting(self: Runner, batch: Batch) -> Any:
+        tokens.append(sum(map(len, batch.rows)))
         return forward(self, batch)
 
     monkeypatch.setattr(runner.Runner, "_forward", counting)
@@ -194,8 +195,8 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch: pytest.MonkeyPatch) 
     made, tokenizer = model("llama")
     forward = Runner._forward
 
-    def small(self: Runner, batch: list[tuple[int, ...]]) -> Any:
-        if len(batch) * len(batch[0]) > 20:
+    def small(self: Runner, batch: Batch) -> Any:
+        if batch.padded > 20:
             raise torch.OutOfMemoryError("no more")
         return forward(self, batch)
 

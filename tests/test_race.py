@@ -10,6 +10,7 @@ from scipy.stats import binom, t
 
 from karat.scorers.race import (
     FEWEST,
+    Later,
     Orders,
     Raced,
     below_winners,
@@ -33,17 +34,17 @@ class Matrix:
         self.columns = Orders(len(values), self.values, seed).columns
         self.drawn = self.skipped = 0
 
-    def draw(self, step: str, rows: Rows, start: int, stop: int) -> Floats:
+    def draw(self, step: str, rows: Rows, start: int, stop: int) -> Later:
         self.drawn += rows.size * (stop - start)
-        return np.asarray(self.all[rows[:, None], self.columns(rows, start, stop)])
+        return lambda: np.asarray(self.all[rows[:, None], self.columns(rows, start, stop)])
 
     def features(self, rows: Rows, stop: int) -> tuple[Floats, Rows]:
         columns = self.columns(rows, 0, stop)
         return self.known[rows[:, None], columns], columns
 
-    def finish(self, step: str, rows: Rows, drawn: Floats) -> Floats:
+    def finish(self, step: str, rows: Rows, drawn: Floats) -> Later:
         self.drawn += rows.size * (self.values - drawn.shape[1])
-        return np.array([np.mean(row) for row in self.all[rows]])
+        return lambda: np.array([np.mean(row) for row in self.all[rows]])
 
     def skip(self, values: int) -> None:
         self.skipped += values
@@ -161,7 +162,7 @@ def test_rows_that_cannot_be_told_apart_are_completed_before_too_many_values_are
 
         def drawing(
             step: str, rows: Rows, start: int, stop: int, made: Matrix = made, held: list[int] = held
-        ) -> Floats:
+        ) -> Later:
             held.append(rows.size * stop)
             return Matrix.draw(made, step, rows, start, stop)
 
@@ -302,7 +303,7 @@ def test_what_the_features_explain_leaves_no_error() -> None:
     made = field("normal", 5)
     made.all = made.known @ np.array([0.3, 0.02, -0.01])
     rows = np.arange(300)
-    found = Fit().estimates(made, rows, made.draw("", rows, 0, 4))
+    found = Fit().estimates(made, rows, made.draw("", rows, 0, 4)())
     np.testing.assert_allclose(found.mean, made.all.mean(1), atol=1e-6)
     assert found.error.max() < 1e-6
 
@@ -312,7 +313,7 @@ def test_estimates_are_right_on_average_and_err_as_much_as_they_say() -> None:
     for seed in range(20):
         made = field("normal", seed)
         rows = np.arange(300)
-        found = Fit().estimates(made, rows, made.draw("", rows, 0, 6))
+        found = Fit().estimates(made, rows, made.draw("", rows, 0, 6)())
         off = found.mean - made.all.mean(1)
         ratios.append(np.sqrt((off**2).mean()) / np.sqrt((found.error**2).mean()))
         bias.append(off.mean() / found.error.mean())

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from karat.scorers.model.runner import Request, Runner
-from karat.scorers.model.states import States
+from karat.errors import ScoreError
+from karat.progress import spend
+from karat.scorers.model.runner import Request, SequenceError, out_of_memory
+from karat.scorers.model.strange import strangest
 from karat.scorers.model.tokens import Sequence as Sequence_
+from karat.scorers.model.vectors import column
 
 if TYPE_CHECKING:
     from karat.scorers.model.decoder_scorer import DecoderScorer as Asker
 
 OK, TRUNCATED = "ok", "truncated"
-NO_MEMORY = "failed: out of memory even alone"
+NO_MEMORY = "out of memory even alone"
 
 
 @dataclass(frozen=True)
@@ -27,27 +30,98 @@ class Asking:
     truncated: bool = False
 
 
+@dataclass(frozen=True)
+class Failed:
+    """Why a sequence has no answer."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Home:
+    """Which scorer's question about which row a request is, and its place among the row's requests."""
+
+    asker: int
+    row: int
+    place: int
+
+
 def score_in_one_pass(
-    askers: Sequence[Asker], rows: pl.DataFrame, tokenizer: Any, runner: Runner
+    askers: Sequence[Asker], rows: pl.DataFrame, tokenizer: Any, runner: Any
 ) -> list[pl.DataFrame]:
-    """One table for each asker: its columns and status (ok, truncated, failed: why), rows in order."""
+    """One table for each asker: its columns and status (ok, truncated, failed: why), rows in order.
+
+    Batches are planned for each asker by itself, so a score does not depend on who else asks. NaN is a
+    failed score. Raises ScoreError naming the scorer and the row where code fails or the tokenizer does
+    not fit the model.
+    """
     records = rows.to_dicts()
-    asked = [[asker.ask(record, tokenizer) for record in records] for asker in askers]
+    askers = [within(asker, getattr(runner, "longest", None)) for asker in askers]
+    asked = [
+        [_ask(asker, record, id_, tokenizer) for record, id_ in zip(records, rows["id"], strict=True)]
+        for asker in askers
+    ]
     requests: list[Request] = []
-    homes: list[tuple[int, int, int]] = []
+    homes: list[Home] = []
     for a, of_asker in enumerate(asked):
         for r, asking in enumerate(of_asker):
             for q, request in enumerate(asking.requests if isinstance(asking, Asking) else ()):
-                requests.append(request)
-                homes.append((a, r, q))
-    answers: dict[tuple[int, int, int], Any] = {}
+                requests.append(replace(request, unit=(a, request.unit)))
+                homes.append(Home(a, r, q))
+    answers: dict[Home, Any] = {}
 
-    def consume(index: int, states: States | None) -> None:
+    def consume(index: int, states: Any) -> None:
         home = homes[index]
-        answers[home] = None if states is None else askers[home[0]].reduce(states)
+        if states is None or isinstance(states, str):
+            answers[home] = Failed(states or NO_MEMORY)
+        else:
+            answers[home] = _reduced(askers[home.asker], states, rows["id"][home.row])
 
-    runner.run(requests, consume)
+    before = runner.tokens
+    try:
+        runner.run(requests, consume)
+    except SequenceError as error:
+        home = homes[error.index]
+        where = _where(askers[home.asker], rows["id"][home.row])
+        raise ScoreError(error.problem, where=where, hint=error.hint) from error
+    spend("tokens", runner.tokens - before)
     return [_table(asker, a, rows, asked[a], answers) for a, asker in enumerate(askers)]
+
+
+def within(asker: Asker, longest: int | None) -> Asker:
+    """The scorer with `max_tokens` narrowed to the positions that the model knows."""
+    if longest is None or asker.max_tokens <= longest:
+        return asker
+    return asker.model_copy(update={"max_tokens": longest})
+
+
+def _ask(asker: Asker, record: Mapping[str, Any], id_: str, tokenizer: Any) -> Asking | str:
+    try:
+        return asker.ask(record, tokenizer)
+    except ScoreError:
+        raise
+    except Exception as error:
+        raise _failed_with(error, asker, id_) from error
+
+
+def _reduced(asker: Asker, states: Any, id_: str) -> Any:
+    """What the scorer wants of the states; NaN of the model is a failed answer."""
+    try:
+        found = asker.reduce(states)
+    except ScoreError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        if _has_nan(states):
+            return Failed("the model gave NaN")
+        raise _failed_with(error, asker, id_) from error
+    return Failed("the model gave NaN") if strangest(found) == "NaN" else found
+
+
+def _has_nan(states: Any) -> bool:
+    hidden_nd = getattr(states, "hidden_nd", None)
+    return hidden_nd is not None and not bool(hidden_nd.isfinite().all())
 
 
 def _table(
@@ -55,33 +129,47 @@ def _table(
     a: int,
     rows: pl.DataFrame,
     asked: Sequence[Asking | str],
-    answers: Mapping[tuple[int, int, int], Any],
+    answers: Mapping[Home, Any],
 ) -> pl.DataFrame:
     values: dict[str, list[Any]] = {name: [] for name in asker.columns()}
     statuses = []
     for r, asking in enumerate(asked):
-        found, told = _row(asker, asking, [answers.get((a, r, q)) for q in range(_count(asking))])
+        count = len(asking.requests) if isinstance(asking, Asking) else 0
+        found, told = _row(asker, asking, [answers[Home(a, r, q)] for q in range(count)], rows["id"][r])
         statuses.append(told)
         for name in values:
             values[name].append(found.get(name))
-    columns = {name: pl.Series(values[name], dtype=dtype) for name, dtype in asker.columns().items()}
+    columns = {name: column(values[name], dtype) for name, dtype in asker.columns().items()}
     status = pl.Series(statuses, dtype=pl.String)
     return pl.DataFrame({"id": rows["id"], **columns, f"{asker.kind}.status": status})
 
 
-def _row(asker: Asker, asking: Asking | str, reduced: list[Any]) -> tuple[dict[str, Any], str]:
+def _row(asker: Asker, asking: Asking | str, reduced: list[Any], id_: str) -> tuple[dict[str, Any], str]:
     if isinstance(asking, str):
         return {}, f"failed: {asking}"
-    if any(value is None for value in reduced):
-        return {}, NO_MEMORY
-    found = asker.conclude(reduced)
+    for answer in reduced:
+        if isinstance(answer, Failed):
+            return {}, f"failed: {answer.why}"
+    try:
+        found = asker.conclude(reduced)
+    except ScoreError:
+        raise
+    except Exception as error:
+        raise _failed_with(error, asker, id_) from error
     if isinstance(found, str):
         return {}, f"failed: {found}"
+    strange = strangest(found.values())
+    if strange:
+        return {}, f"failed: the model gave {strange}"
     return found, TRUNCATED if asking.truncated else OK
 
 
-def _count(asking: Asking | str) -> int:
-    return len(asking.requests) if isinstance(asking, Asking) else 0
+def _failed_with(error: Exception, asker: Asker, id_: str) -> ScoreError:
+    return ScoreError(f"failed with {type(error).__name__}: {error}", where=_where(asker, id_))
+
+
+def _where(asker: Asker, id_: str) -> str:
+    return f"scorer {asker.yaml_kind()}, id {id_!r}"
 
 
 def asking(sequence: Sequence_ | str) -> Asking | str:

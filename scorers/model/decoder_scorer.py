@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import polars as pl
 
 from karat.fitting import Arrays
 from karat.parts import Scorer
+from karat.scorers.model.holding import Held
 from karat.scorers.model.source import ModelScorer
 
 if TYPE_CHECKING:
     from karat.scorers.model.asking import Asking
-    from karat.scorers.model.loading import Replicas
     from karat.scorers.model.states import States
 
 
 class DecoderScorer(ModelScorer):
     """What a scorer adds: what it asks of a row, the few numbers that it wants of the states, and the score.
 
-    The status is "ok", "truncated" (scored on what fits into `max_tokens`) or "failed: why".
+    The status is "ok", "truncated" (scored on what fits into `max_tokens`, or into the model if that knows
+    fewer positions) or "failed: why". A number that is NaN or infinite is a failed score.
     """
 
     @abstractmethod
@@ -31,7 +31,10 @@ class DecoderScorer(ModelScorer):
 
     @abstractmethod
     def reduce(self, states: States) -> Any:
-        """The few numbers that are wanted of one sequence; its states are gone afterwards."""
+        """The few numbers that are wanted of one sequence; its states are gone afterwards.
+
+        May be called again for the same sequence, where memory ran out in between.
+        """
 
     @abstractmethod
     def conclude(self, reduced: Sequence[Any]) -> dict[str, Any] | str:
@@ -39,13 +42,23 @@ class DecoderScorer(ModelScorer):
 
     def shares(self) -> Hashable | None:
         """Scorers of the same model are asked in the same pass."""
-        return self.source()
+        return (self.model_kind(), *self.source())
 
-    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Replicas:
-        """Load the model, unless a scorer of the same model has."""
-        return _loaded(_Source(self))
+    def model_kind(self) -> str:
+        """What is loaded of the model: see `karat.scorers.model.loading.load`."""
+        return "causal"
 
-    def score(self, rows: pl.DataFrame, prepared: Replicas) -> pl.DataFrame:
+    def prepare(self, reference: pl.DataFrame | None, fitted: Arrays | None = None) -> Any:
+        """Load the model, unless a scorer of the same model has; or what a served one is asked through."""
+        if self.server is not None:
+            from karat.scorers.server.served_runner import connect
+
+            return connect(self)
+        held = Held(self, self.model_kind())
+        with held.borrowed():
+            return held
+
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Ask the model about each row."""
         return self.score_together([self], rows, [prepared])[0]
 
@@ -59,24 +72,3 @@ class DecoderScorer(ModelScorer):
         askers = [cast("DecoderScorer", scorer) for scorer in scorers]
         with prepared[0].borrowed() as asked:
             return score_in_one_pass(askers, rows, asked.tokenizer, asked.runner)
-
-
-class _Source:
-    """A scorer that stands for its model: equal where the source is."""
-
-    def __init__(self, scorer: ModelScorer) -> None:
-        self.scorer = scorer
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Source) and other.scorer.source() == self.scorer.source()
-
-    def __hash__(self) -> int:
-        return hash(self.scorer.source())
-
-
-@lru_cache(maxsize=1)
-def _loaded(source: _Source) -> Replicas:
-    # One model at a time: a second would seldom fit beside it.
-    from karat.scorers.model.loading import load
-
-    return load(source.scorer)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from karat.errors import ScoreError
 
-# Weights in safetensors, configurations, everything that a tokenizer reads.
-PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+# Weights in safetensors, configurations, everything that a tokenizer reads, code if it is trusted.
+PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py")
 
 
 def model_files_digest(name: str, revision: str | None) -> str:

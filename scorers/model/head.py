@@ -12,7 +12,10 @@ from torch import Tensor
 from karat.errors import ScoreError
 
 CHUNK_BYTES = 64 << 20
-"""Most float32 logits that one chunk may hold."""
+"""Most bytes of logits that one chunk may hold, and of weights converted for it; on a CPU an eighth of it,
+which stays in its caches."""
+OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether torch.mm multiplies 16-bit matrices on a GPU into a wider result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +41,15 @@ class Head:
     def logits(self, hidden_nd: Tensor, tokens_k: Tensor | slice) -> Tensor:
         """[n, k] logits of some tokens."""
         raw = self.products(hidden_nd, tokens_k)
-        return self.shaped(raw if self.bias_v is None else raw + self.bias_v[tokens_k].to(raw.dtype))
+        if self.bias_v is not None:
+            raw += self.bias_v[tokens_k].to(raw.dtype)
+        return self.shaped(raw)
 
     def products(self, hidden_nd: Tensor, tokens_k: Tensor | slice) -> Tensor:
         """[n, k] W h of some tokens, never rounded to 16 bits."""
         weight_kd = self.weight_vd[tokens_k]
         wide = accumulator(weight_kd.dtype)
-        if weight_kd.is_cuda and weight_kd.dtype != wide:
+        if weight_kd.is_cuda and weight_kd.dtype != wide and OUT_DTYPE:
             return torch.mm(hidden_nd.to(weight_kd.dtype), weight_kd.T, out_dtype=wide)
         return hidden_nd.to(wide) @ weight_kd.to(wide).T
 
@@ -55,7 +60,10 @@ class Head:
 
     def spans(self, positions: int) -> Iterator[tuple[int, int]]:
         """First and one past the last token of each chunk, for so many positions."""
-        wide = max(1, CHUNK_BYTES // (4 * max(1, positions)))
+        # A chunk of 16-bit weights is converted where the device cannot multiply into a wider type.
+        per_token = max(1, positions, self.weight_vd.shape[1] if self.weight_vd.itemsize < 4 else 1)
+        most = CHUNK_BYTES if self.weight_vd.is_cuda else CHUNK_BYTES // 8
+        wide = max(1, most // (max(4, self.weight_vd.itemsize) * per_token))
         for start in range(0, self.vocabulary, wide):
             yield start, min(start + wide, self.vocabulary)
 
@@ -91,9 +99,12 @@ def head_of(model: Any) -> Head:
             hint="merge the adapter into the model, or keep the output layer unquantised",
         )
     config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
-        getattr(config, "logits_scaling", None) or 1.0
-    )
+    try:
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+    except ValueError:
+        scale = 1.0  # an architecture's own word; loading compares the logits
     cap = getattr(config, "final_logit_softcapping", None)
     embedding = model.get_input_embeddings()
     tied = embedding is not None and getattr(embedding, "weight", None) is weight

@@ -1,7 +1,9 @@
-"""A model ready to be asked: loaded once for each device, shared by the scorers that name it."""
+"""A model ready to be asked: one replica for each device, shared by the scorers that name it."""
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from karat.errors import ScoreError
+from karat.scorers.model.from_files import from_files
 from karat.scorers.model.head import Head, head_of
+from karat.scorers.model.masked_runner import MaskedRunner, class_runner, hidden_runner
+from karat.scorers.model.probe import probe
 from karat.scorers.model.runner import Runner
 
 if TYPE_CHECKING:
-    from karat.scorers.model.source import ModelScorer
+    from karat.scorers.model.source import Loaded, ModelScorer
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}
-"""Padded tokens in a batch at first; halved where memory runs out."""
+"""Padded tokens in a batch; halved where memory runs out."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Asked:
 
     model: Any
     tokenizer: Any
-    runner: Runner | None
-    """None for a model without a language-model head."""
+    runner: Runner | MaskedRunner
+    """The first for a causal language model, the other for a model without such a head."""
     device: torch.device
 
 
@@ -44,12 +49,41 @@ class Replicas:
 
     @contextmanager
     def borrowed(self) -> Iterator[Asked]:
-        """A replica that nobody else uses meanwhile."""
+        """A replica that nobody else uses meanwhile, in evaluation mode."""
         replica = self._free.get()
         try:
-            yield replica
+            with evaluating(replica.model):
+                yield replica
         finally:
             self._free.put(replica)
+
+
+_modes = threading.Lock()
+_evaluated: dict[int, tuple[int, list[Any]]] = {}
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """No dropout inside the block; afterwards the modules of a model from Python are as they were.
+
+    Threads may share a model: the last one that leaves puts it back.
+    """
+    with _modes:
+        users, training = _evaluated.get(id(model), (0, []))
+        if not users:
+            training = [module for module in model.modules() if module.training]
+            model.eval()
+        _evaluated[id(model)] = (users + 1, training)
+    try:
+        yield
+    finally:
+        with _modes:
+            users, training = _evaluated.pop(id(model))
+            if users > 1:
+                _evaluated[id(model)] = (users - 1, training)
+            else:
+                for module in training:
+                    module.training = True
 
 
 def load(scorer: ModelScorer, kind: str = "causal") -> Replicas:
@@ -57,7 +91,11 @@ def load(scorer: ModelScorer, kind: str = "causal") -> Replicas:
 
     kind: "causal" (a decoder with a head over the vocabulary), "base" (hidden states only) or "classifier".
     """
-    return Replicas([_replica(scorer, device, kind) for device in devices(scorer.device)])
+    if isinstance(scorer.model, str):
+        models = [(device, *from_files(scorer, device, kind)) for device in devices(scorer.device)]
+    else:
+        models = _from_python(scorer, scorer.model)
+    return Replicas([_replica(model, tokenizer, device, scorer, kind) for device, model, tokenizer in models])
 
 
 def devices(wish: str) -> list[torch.device]:
@@ -78,78 +116,59 @@ def devices(wish: str) -> list[torch.device]:
     return chosen
 
 
-def _replica(scorer: ModelScorer, device: torch.device, kind: str) -> Asked:
-    if isinstance(scorer.model, str):
-        model, tokenizer = _from_files(scorer, device, kind)
+def _replica(model: Any, tokenizer: Any, device: torch.device, scorer: ModelScorer, kind: str) -> Asked:
+    tokens = scorer.batch_tokens or BATCH_TOKENS.get(device.type, 8_192)
+    runner: Runner | MaskedRunner
+    if kind == "classifier":
+        with evaluating(model):
+            runner = class_runner(model, tokenizer, tokens)
+    elif kind == "base":
+        runner = hidden_runner(model, tokenizer, tokens)
     else:
-        model, tokenizer = scorer.model.model, scorer.model.tokenizer
-        if scorer.quantization is None and scorer.dtype != "auto":
-            model = model.to(getattr(torch, scorer.dtype))
-        if scorer.device != "auto":
-            model = model.to(device)
-        device = next(model.parameters()).device
-    model.eval().requires_grad_(False)
-    runner = None
-    if kind == "causal":
+        if model.config.is_encoder_decoder:
+            raise ScoreError(
+                f"{type(model).__name__} is an encoder-decoder, not a causal language model",
+                where="model",
+                hint="give a decoder, such as Llama, Qwen, Gemma or GPT-2",
+            )
         head: Head = head_of(model)
-        runner = Runner(
-            model.get_decoder(), head, scorer.batch_tokens or BATCH_TOKENS.get(device.type, 8_192)
-        )
+        with evaluating(model):
+            probe(model, head)
+        runner = Runner(model.get_decoder(), head, tokens, longest=_positions(model))
     return Asked(model, tokenizer, runner, device)
 
 
-def _from_files(scorer: ModelScorer, device: torch.device, kind: str) -> tuple[Any, Any]:
-    import transformers
+def _positions(model: Any) -> int | None:
+    """Positions that the model knows; None where it says nothing."""
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return known if isinstance(known, int) and known > 1 else None
 
-    name = str(scorer.model)
-    factory = {
-        "causal": transformers.AutoModelForCausalLM,
-        "base": transformers.AutoModel,
-        "classifier": transformers.AutoModelForSequenceClassification,
-    }[kind]
-    how: dict[str, Any] = {"trust_remote_code": scorer.trust_remote_code, "revision": scorer.revision}
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **how)
-        model = factory.from_pretrained(
-            name, use_safetensors=True, dtype=_dtype(scorer, device), **_quantised(scorer, device), **how
-        )
-        if scorer.adapter:
-            from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, scorer.adapter).get_base_model()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+def _from_python(scorer: ModelScorer, loaded: Loaded) -> list[tuple[torch.device, Any, Any]]:
+    """A model from Python, where it is and as it is; copies of it on other devices."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    here = next(model.parameters()).device
+    if scorer.dtype != "auto" and model.dtype != getattr(torch, scorer.dtype):
         raise ScoreError(
-            f"cannot load the model {name!r}: {' '.join(str(error).split())[:300]}",
+            f"the loaded model is in {str(model.dtype).removeprefix('torch.')}, not {scorer.dtype}",
+            where="dtype",
+            hint="leave dtype out, or convert the model before it is given: karat does not change it",
+        )
+    if scorer.adapter or scorer.quantization:
+        raise ScoreError(
+            "`adapter` and `quantization` are for models that karat loads",
             where="model",
-            hint="a folder with config.json, model.safetensors and a tokenizer, or a Hub id of such",
-        ) from error
-    return (model if scorer.quantization else model.to(device)), tokenizer
-
-
-def _dtype(scorer: ModelScorer, device: torch.device) -> Any:
-    if scorer.dtype != "auto":
-        return getattr(torch, scorer.dtype)
-    return torch.float32 if device.type == "cpu" else "auto"
-
-
-def _quantised(scorer: ModelScorer, device: torch.device) -> dict[str, Any]:
-    if scorer.quantization is None:
-        return {}
-    from importlib.util import find_spec
-
-    from transformers import BitsAndBytesConfig
-
-    if find_spec("bitsandbytes") is None:
-        raise ScoreError(
-            "quantised loading needs bitsandbytes, which is not installed",
-            where="quantization",
-            hint="python -m pip install bitsandbytes",
+            hint="give the model with its adapter in place, or its folder",
         )
-    eight = scorer.quantization == "8bit"
-    return {
-        "quantization_config": BitsAndBytesConfig(load_in_8bit=eight, load_in_4bit=not eight),  # type: ignore[no-untyped-call]
-        "device_map": {"": device},
-    }
+    wished = [here] if scorer.device == "auto" else devices(scorer.device)
+    return [
+        (device, model if _same(device, here) else copy.deepcopy(model).to(device), tokenizer)
+        for device in wished
+    ]
+
+
+def _same(one: torch.device, other: torch.device) -> bool:
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
 
 
 def is_local(name: str) -> bool:

@@ -9,11 +9,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from karat.parts import Scorer
 from karat.scorers.model.files import model_files_digest
+from karat.scorers.server.settings import Server
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
@@ -51,13 +52,20 @@ class ModelScorer(Scorer):
     Scorers whose settings of the model are equal share its passes: see `karat.scorers.model.runner`.
     """
 
-    neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens"})
+    neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "server", "tokenizer"})
     """Settings that decide how fast and where, not what: they are no part of the digest."""
 
+    served: ClassVar[bool] = False
+    """Whether log-probabilities are enough, so that a server can answer; else hidden states are needed."""
+
     model: str | Loaded = Field(
-        description="a folder, a Hub id, or (from Python) a loaded model with tokenizer"
+        description="a folder, a Hub id, the name on a server, or (from Python) a loaded model with tokenizer"
     )
-    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    server: Server | None = Field(None, description="an OpenAI-compatible server to ask: its address")
+    tokenizer: str | None = Field(None, description="tokenizer of the served model; default: its name")
+    revision: str | None = Field(
+        None, description="branch, tag or commit on the Hub; with a server: your name for the served weights"
+    )
     adapter: str | None = Field(None, description="a PEFT adapter on top: a folder or a Hub id")
     dtype: Dtype = Field("auto", description="auto: float32 on a CPU; on a GPU what the files hold")
     quantization: Literal["8bit", "4bit"] | None = Field(None, description="load quantised (bitsandbytes)")
@@ -70,10 +78,19 @@ class ModelScorer(Scorer):
     @classmethod
     def _model_or_pair(cls, model: Any) -> Any:
         if isinstance(model, tuple) and len(model) == 2:
+            if not hasattr(model[0], "state_dict") or not callable(model[1]):
+                raise PydanticCustomError("model", "a pair is (model, tokenizer), neither of them missing")
             return Loaded(*model)
         if hasattr(model, "state_dict"):
             raise PydanticCustomError("model", "give the tokenizer as well: model=(model, tokenizer)")
         return model
+
+    @model_validator(mode="after")
+    def _either_here_or_served(self) -> ModelScorer:
+        from karat.scorers.server.served_model import check_served
+
+        check_served(self)
+        return self
 
     @field_serializer("model")
     def _named(self, model: str | Loaded) -> str:
@@ -81,9 +98,15 @@ class ModelScorer(Scorer):
 
     def environment(self) -> dict[str, str]:
         """Digests of the model's and the adapter's files, and the versions of the libraries that run them."""
+        if self.server is not None:
+            from karat.scorers.server.served_model import served_environment
+
+            return served_environment(self)
         facts = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
         if isinstance(self.model, str):
             facts["model"] = model_files_digest(self.model, self.revision)
+        if self.dtype == "auto":
+            facts["runs_in"] = _automatic_dtype(self.model, self.device)
         if self.adapter:
             facts["adapter"] = model_files_digest(self.adapter, None)
         return facts
@@ -91,9 +114,19 @@ class ModelScorer(Scorer):
     def source(self) -> tuple[Any, ...]:
         """What two scorers must agree on to share a pass."""
         return (
-            self.model, self.revision, self.adapter, self.dtype, self.quantization, self.max_tokens,
-            self.trust_remote_code, self.device, self.batch_tokens,
+            self.model, self.server, self.tokenizer, self.revision, self.adapter, self.dtype,
+            self.quantization, self.trust_remote_code, self.device, self.batch_tokens,
         )  # fmt: skip
+
+
+def _automatic_dtype(model: str | Loaded, device: str) -> str:
+    """What `auto` comes to here: a CPU's float32 and a GPU's bfloat16 are not to be mixed in one column."""
+    import torch
+
+    if isinstance(model, Loaded):
+        return str(model.model.dtype)
+    on_cpu = not torch.cuda.is_available() if device == "auto" else device.startswith("cpu")
+    return "float32" if on_cpu else "files"
 
 
 def local_folder(name: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor
 
 from karat.scorers.model.head import Head, accumulator
+
+Sums = tuple[Tensor, Tensor]
+"""[n] log Σ exp z and [n] E_p[z]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,30 +29,26 @@ class States:
     next_n: Tensor
     """[n] the token that follows each position; -1 after the last."""
     head: Head = field(repr=False)
+    shared_sums: Callable[[], Sums] | None = field(default=None, repr=False)
+    """This sequence's part of sums that its whole batch computes at once."""
 
     def at(self, positions: Tensor) -> States:
-        """The same for some of the positions."""
+        """The same for some of the positions, given in any order; each must have been asked for."""
         rows = torch.searchsorted(self.positions, positions)
-        return States(positions, self.hidden_nd[rows], self.next_n[rows], self.head)
+        if not torch.equal(self.positions[rows.clamp(max=len(self.positions) - 1)], positions):
+            raise ValueError(f"positions {positions.tolist()} of which some were not asked for")
+        return States(positions, self.hidden_nd[rows], self.next_n[rows], self.head, self._part(rows))
+
+    def _part(self, rows: Tensor) -> Callable[[], Sums]:
+        def part() -> Sums:
+            log_total, mean = self._sums
+            return log_total[rows], mean[rows]
+
+        return part
 
     @cached_property
-    def _sums(self) -> tuple[Tensor, Tensor]:
-        """[n] log Σ exp z and [n] E_p[z], in one pass over the vocabulary."""
-        dtype = accumulator(self.hidden_nd.dtype)
-        n = self.hidden_nd.shape[0]
-        top = torch.full((n,), -torch.inf, dtype=dtype, device=self.hidden_nd.device)
-        total, moment = torch.zeros_like(top), torch.zeros_like(top)
-        for _, z in self.head.chunks(self.hidden_nd):
-            new = torch.maximum(top, z.amax(dim=1))
-            shrink = torch.exp(top - new)
-            e = torch.exp(z - new[:, None])
-            # Logits are taken relative to the running maximum, so that large ones lose no digits.
-            moment = shrink * (moment + torch.where(total > 0, total * (top - new), 0.0)) + (
-                e * (z - new[:, None])
-            ).sum(dim=1)
-            total = shrink * total + e.sum(dim=1)
-            top = new
-        return top + torch.log(total), top + moment / total
+    def _sums(self) -> Sums:
+        return self.shared_sums() if self.shared_sums else sums_of(self.head, self.hidden_nd)
 
     @cached_property
     def nats_n(self) -> Tensor:
@@ -76,3 +76,60 @@ class States:
         wide = accumulator(weight_nd.dtype)
         raw = (self.hidden_nd.to(wide) * weight_nd.to(wide)).sum(dim=1)
         return head.shaped(raw if head.bias_v is None else raw + head.bias_v[self.next_n].to(wide))
+
+
+def sums_of(head: Head, hidden_nd: Tensor) -> Sums:
+    """[n] log Σ exp z and [n] E_p[z], in one pass over the vocabulary, a chunk of logits at a time."""
+    dtype = accumulator(hidden_nd.dtype)
+    top = torch.full((hidden_nd.shape[0],), -torch.inf, dtype=dtype, device=hidden_nd.device)
+    total, moment = torch.zeros_like(top), torch.zeros_like(top)
+    for _, z in head.chunks(hidden_nd):
+        new = torch.maximum(top, z.amax(dim=1))
+        shrink = torch.exp(top - new)
+        # Logits are taken relative to the running maximum, so that large ones lose no digits.
+        z -= new[:, None]
+        e = torch.exp(z)
+        added = e.sum(dim=1)
+        z *= e
+        moment = shrink * (moment + torch.where(total > 0, total * (top - new), 0.0)) + z.sum(dim=1)
+        total = shrink * total + added
+        top = new
+    return top + torch.log(total), top + moment / total
+
+
+def together(
+    hidden_btd: Tensor, asked: Sequence[tuple[int, tuple[int, ...], tuple[int, ...], int]], head: Head
+) -> list[States]:
+    """The states of several sequences of one batch; their sums over the vocabulary are computed at once.
+
+    asked: (row of the batch, ids, positions, the place of the row's first hidden state in the sequence).
+    """
+    device = hidden_btd.device
+    rows_n = [row for row, _, positions, _ in asked for _ in positions]
+    places_n = [place - start for _, _, positions, start in asked for place in positions]
+    places = torch.tensor([rows_n, places_n], dtype=torch.long, device=device)
+    hidden_nd = hidden_btd[places[0], places[1]]
+    batch = States(torch.arange(0), hidden_nd, torch.arange(0), head)
+    found, done = [], 0
+    for _, ids, positions, _ in asked:
+        mine = slice(done, done + len(positions))
+        following = [ids[place + 1] if place + 1 < len(ids) else -1 for place in positions]
+        found.append(
+            States(
+                torch.tensor(positions, dtype=torch.long, device=device),
+                hidden_nd[mine],
+                torch.tensor(following, dtype=torch.long, device=device),
+                head,
+                _slice_of(batch, mine),
+            )
+        )
+        done = mine.stop
+    return found
+
+
+def _slice_of(batch: States, mine: slice) -> Callable[[], Sums]:
+    def part() -> Sums:
+        log_total, mean = batch._sums
+        return log_total[mine], mean[mine]
+
+    return part

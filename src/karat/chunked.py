@@ -15,11 +15,10 @@ from karat.errors import ScoreError
 from karat.fitting import Fitting, read_arrays, write_arrays
 from karat.parts import Scorer
 from karat.registry import load
+from karat.rows.view import CONTENT
 from karat.score_engine import chunks, cores, fit_pool, prepare, score_chunk_together
 from karat.store import DIGEST, Store, frame_digest, key_of, read_json, write_json, write_parquet
 
-CONTENT = frozenset({"text", "prompt", "response"})
-"""What the digest of a row covers, and so all that a kept score may depend on."""
 NOTES = "notes.json"
 """File beside the score tables: what is to be said about the reference."""
 MAX_CHUNK_ROWS = 2048
@@ -100,7 +99,7 @@ def score_key(scorer: Scorer, reference: pl.DataFrame | None, view: pl.DataFrame
 
 def pending(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, store: Store) -> Pending:
     """Which contents of `view` have no score yet."""
-    strange = set(scorer.reads) - CONTENT
+    strange = set(scorer.reads) - set(CONTENT)
     if strange:
         raise ScoreError(
             f"{scorer.yaml_kind()} reads {', '.join(sorted(strange))}, but only the content may matter",
@@ -205,6 +204,10 @@ def score_file(chunk: Chunk) -> int:
     for scorer, share, table in zip(scorers, chunk.shares, tables, strict=True):
         kept = table.drop("id").insert_column(0, rows[DIGEST])
         write_parquet(kept.select(DIGEST, *_schema(scorer)), Path(share.result))
+    with _one_at_a_time:
+        # Again, as some know only now what there is to say: what the work has cost.
+        for scorer, share, ready in zip(scorers, chunk.shares, prepared, strict=True):
+            _keep_notes(list(scorer.notes(ready)), Path(share.result).with_name(NOTES))
     return chunk.count
 
 

@@ -15,6 +15,11 @@ CONTROL = "length_control."
 _LENGTH = "length."
 
 
+def is_length(column: str) -> bool:
+    """Whether a column is itself a length: those of the `length` scorer, and tokens that a model scored."""
+    return column.startswith(_LENGTH) or column.endswith(".tokens")
+
+
 def correlation(scores: pl.Series, lengths: pl.Series) -> dict[str, Any]:
     """Spearman's and Pearson's correlation over the rows that have both, and whether either is strong.
 
@@ -49,9 +54,7 @@ def length_correlations(
     return [
         with_design({"score": name, "length": "bytes of text", **correlation(scores[name], lengths)}, matched)
         for name in columns
-        if not name.startswith(_LENGTH)
-        and not is_bound(name, scores.columns)
-        and scores[name].dtype.is_numeric()
+        if not is_length(name) and not is_bound(name, scores.columns) and scores[name].dtype.is_numeric()
     ]
 
 
@@ -75,7 +78,22 @@ def with_design(line: dict[str, Any], matched: set[str]) -> dict[str, Any]:
 def length_warnings(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     """A sentence for each score that goes with length, with what to do about it."""
     known = {str(line["score"]): line for line in lines}
-    return [f"{_found(line)}. {remedy(name, known)}" for name, line in known.items() if line["strong"]]
+    return [
+        f"{_found(line)}. {_sibling(line, known.values())}{remedy(name, known)}"
+        for name, line in known.items()
+        if line["strong"]
+    ]
+
+
+def _sibling(strong: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> str:
+    """Another score of the same scorer that does not go with length, such as the mean beside the sum."""
+    kind = str(strong["score"]).partition(".")[0]
+    for line in lines:
+        of_it = str(line["score"]).startswith(f"{kind}.") and "." in str(strong["score"])
+        if of_it and not line["strong"] and line["spearman"] is not None:
+            value = f"Spearman {line['spearman']:+.2f}"
+            return f"{line['score']} of the same scorer does so less ({value}). "
+    return ""
 
 
 def _found(line: Mapping[str, Any]) -> str:

@@ -149,16 +149,24 @@ class DerivedScorer(Scorer, ABC):
     the status says why, and the status speaks only where a column is null.
     """
 
+    lists: ClassVar[bool] = False
+    """Whether its sources may be columns of lists of numbers."""
+
     @abstractmethod
     def sources(self) -> tuple[str, ...]:
-        """The numeric columns of other scorers that `derive` reads."""
+        """The columns of other scorers, of numbers or vectors, that `derive` reads."""
+
+    def reference_sources(self) -> tuple[str, ...]:
+        """Those of them that it reads of the reference's rows as well, scored by the same scorers."""
+        return ()
 
     @abstractmethod
     def derive(self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None) -> pl.DataFrame:
         """`id`, the columns of `columns()` and `<kind>.status`: the rows of the table, in its order.
 
         table: `id` and `sources()`, no NaN and no infinity; view: the same rows as the row view with the
-        columns of `reads`; reference: the reference's row view, or None where `needs_reference` is false.
+        columns of `reads`; reference: the reference's row view and the columns of `reference_sources()`, or
+        None where `needs_reference` is false.
         """
 
     def needs_pool(self) -> bool:

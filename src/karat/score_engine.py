@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
@@ -16,11 +16,15 @@ import polars as pl
 
 from karat.errors import KaratError, ScoreError
 from karat.fitting import Arrays, Fitting
+from karat.interrupts import telling_waiters
 from karat.parts import Scorer
+from karat.progress import spend, spending
 from karat.score_contract import checked, empty_scores
+from karat.text_bytes import text_bytes
 
 CHUNK_ROWS = 2048
 CHUNK_BYTES = 4 << 20
+HEAR_SECONDS = 0.3
 
 OnChunk = Callable[[int, float], None]
 """Called with the rows done so far and the seconds since the start."""
@@ -75,7 +79,11 @@ def score_group(
         fitted = fit_pool(scorer, view, reference_view, Fitting(workers)) if scorer.needs_pool() else None
         prepared.append(prepare(scorer, reference_view, fitted))
         tell(scorer, prepared[-1])
-    return score_prepared(group, view, prepared, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk)
+    told = [scorer.notes(ready) for scorer, ready in zip(group, prepared, strict=True)]
+    tables = score_prepared(group, view, prepared, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk)
+    for scorer, ready, before in zip(group, prepared, told, strict=True):
+        tell(scorer, ready, before)
+    return tables
 
 
 def score_prepared(
@@ -97,7 +105,8 @@ def score_prepared(
     )
     blocks = [[empty_scores(scorer)] for scorer in group]
     started, done = time.perf_counter(), 0
-    with closing(_in_order(group, prepared, chunks(distinct, chunk_rows), workers)) as scored_chunks:
+    in_order = _in_order(group, prepared, chunks(distinct, chunk_rows), workers)
+    with closing(in_order) as scored_chunks, telling_waiters():
         for chunk, tables in scored_chunks:
             for table, of_scorer in zip(tables, blocks, strict=True):
                 of_scorer.append(table)
@@ -130,9 +139,9 @@ def prepare(scorer: Scorer, reference: pl.DataFrame | None, fitted: Arrays | Non
         return scorer.prepare(seen) if fitted is None else scorer.prepare(seen, fitted)
 
 
-def tell(scorer: Scorer, prepared: Any) -> None:
-    """Warn of what the scorer notes about its reference."""
-    for note in scorer.notes(prepared):
+def tell(scorer: Scorer, prepared: Any, told: Sequence[str] = ()) -> None:
+    """Warn of what the scorer notes about its reference, or about its work, and has not been told yet."""
+    for note in (note for note in scorer.notes(prepared) if note not in told):
         warnings.warn(f"{scorer.kind}: {note}", UserWarning, stacklevel=4)
 
 
@@ -182,11 +191,8 @@ def chunks(
 
     A block holds at least one row, so a single huge row is a block of its own.
     """
-    texts = [
-        pl.col(name).str.len_bytes().cast(pl.Int64).fill_null(0)
-        for name, dtype in view.schema.items()
-        if dtype == pl.String and name != "id"
-    ]
+    sizes = [text_bytes(pl.col(name), dtype) for name, dtype in view.schema.items() if name != "id"]
+    texts = [size for size in sizes if size is not None]
     ends = view.select(pl.sum_horizontal(texts).cum_sum())[:, 0] if texts and view.height else None
     start = 0
     while start < view.height:
@@ -241,17 +247,32 @@ def _in_order(
             yield chunk, score_chunk_together(group, chunk, prepared)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix=f"karat-{group[0].kind}")
-    waiting: deque[tuple[pl.DataFrame, Future[list[pl.DataFrame]]]] = deque()
+    waiting: deque[tuple[pl.DataFrame, Future[tuple[list[pl.DataFrame], Counter[str]]]]] = deque()
     try:
-        while True:
-            for chunk in islice(blocks, 2 * workers - len(waiting)):
-                waiting.append((chunk, pool.submit(score_chunk_together, group, chunk, prepared)))
-            if not waiting:
-                return
-            chunk, future = waiting.popleft()
-            yield chunk, future.result()
+        with telling_waiters():
+            while True:
+                for chunk in islice(blocks, 2 * workers - len(waiting)):
+                    waiting.append((chunk, pool.submit(_counted, group, chunk, prepared)))
+                if not waiting:
+                    return
+                chunk, future = waiting.popleft()
+                # In short steps: on some systems no signal wakes a thread from a wait without an end.
+                while not wait([future], timeout=HEAR_SECONDS).done:
+                    pass
+                tables, spent = future.result()
+                for unit, amount in spent.items():
+                    spend(unit, amount)
+                yield chunk, tables
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _counted(
+    group: Sequence[Scorer], chunk: pl.DataFrame, prepared: Sequence[Any]
+) -> tuple[list[pl.DataFrame], Counter[str]]:
+    """On a thread of the pool: what it spends is counted again on the thread that waits."""
+    with spending() as spent:
+        return score_chunk_together(group, chunk, prepared), spent
 
 
 def _positive(name: str, value: int | None, default: int) -> int:

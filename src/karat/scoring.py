@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from karat.deriving import derived_scorers, derived_table, source_problem
+from karat.alarms import alarms
+from karat.deriving import derived_scorers, derived_table, scorers_of_reference, source_problem
 from karat.errors import ScoreError
 from karat.parts import DerivedScorer, Scorer
+from karat.progress import rate, spending
 from karat.score_engine import (
     OnChunk,
     chunks,
@@ -45,10 +48,13 @@ def score(
     """Score a pool: `id`, then one column per measurement, in the order of the pool.
 
     pool, reference: polars or pandas frame, `datasets.Dataset`, pyarrow table, `karat.rows.Rows`, or a
-    list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and only
-    then a column `<kind>.status` says why. workers: threads, default all cores of this process;
-    chunk_rows: rows per block (neither changes a bit of the result). progress: True for a bar on standard
-    error, or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
+    list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and then a
+    column `<kind>.status` says why; scorers that ask a model write it for every row: ok, truncated or
+    failed with the reason. What speaks against the scores (`karat.alarms`) is a warning.
+
+    workers: threads, default all cores of this process; chunk_rows: rows per block (neither changes a bit
+    of the result, but for the rounding of a model's batches). progress: True for a bar on standard error,
+    or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
     of the others in the list, and of derived ones before it.
 
     Raises ScoreError where a scorer needs a reference and there is none, where two scorers write the same
@@ -70,7 +76,21 @@ def score(
             )
             tables.update(zip(map(id, group), scored, strict=True))
     whole = _joined(pool_view, measuring, [tables[id(part)] for part in measuring])
-    return derived_table(scorers, whole, pool_view, reference_view)
+    for part in scorers_of_reference(scorers):
+        if reference_view is None:
+            break
+        of_reference = score_view(part, reference_view, reference_view, workers=workers)
+        reference_view = reference_view.with_columns(of_reference.select(list(part.columns())))
+    table = derived_table(scorers, whole, pool_view, reference_view)
+    _warn(table, pool_view, scorers)
+    return table
+
+
+def _warn(table: pl.DataFrame, view: pl.DataFrame, scorers: Sequence[Scorer]) -> None:
+    """What speaks against the scores; how they go with length is a matter of the report."""
+    for alarm in alarms(table.with_columns(view["group"]), view["text"], scorers):
+        if alarm.alarm != "length":
+            warnings.warn(alarm.says, UserWarning, stacklevel=3)
 
 
 def score_stream(
@@ -220,14 +240,18 @@ def _reporter(progress: bool | Progress | None, total: int) -> Iterator[Callable
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[tokens]}"),
             console=Console(stderr=True),
         )
 
         def start(kind: str) -> OnChunk:
-            task = bar.add_task(kind, total=total)
-            return lambda done, _seconds: bar.update(task, completed=done)
+            task = bar.add_task(kind, total=total, tokens="")
+            spent.clear()
+            return lambda done, seconds: bar.update(
+                task, completed=done, tokens=rate(spent["tokens"], seconds, "tokens")
+            )
 
-        with bar:
+        with bar, spending() as spent:
             yield start
     else:
         yield None

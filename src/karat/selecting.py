@@ -10,6 +10,7 @@ import polars as pl
 
 from karat.errors import DataError, SelectionError, closest
 from karat.parts import Selector
+from karat.reasons import with_status
 
 if TYPE_CHECKING:
     from karat.rows.specs import Layout
@@ -23,15 +24,16 @@ _LENGTH = "add the scorer `length`, or name your own column with `tokens`"
 def select(selector: Selector, scores: Any) -> pl.DataFrame:
     """Decide which rows to keep: `id`, `weight` (Float64, 0 = dropped), `reason`; in the order of `scores`.
 
+    A row that has no score is dropped with the words of the scorer's status; one that was truncated has its
+    score and takes part.
     Numbers that a selector shows follow, as `topsis.closeness`. What it notes about its choice is warned.
 
     scores: a table with `id` (unique strings) and the selector's columns, as a polars DataFrame or
     LazyFrame, a `datasets.Dataset`, a pandas DataFrame or an Arrow table. Raises SelectionError for a
     missing or unsuitable column or an impossible budget, ScoreError for broken scores.
     """
-    table = score_columns(selector, scores)
-    chosen = ranked(selector, table)
-    for note in selector.notes(table, chosen):
+    chosen = ranked(selector, scores)
+    for note in selector.notes(score_columns(selector, scores), chosen):
         warnings.warn(f"{selector.kind}: {note}", UserWarning, stacklevel=2)
     return chosen.drop("rank")
 
@@ -41,7 +43,10 @@ def ranked(selector: Selector, scores: Any) -> pl.DataFrame:
     table = score_columns(selector, scores)
     if table.is_empty():
         raise SelectionError("the score table has no rows")
-    return _checked(selector, table, selector.select(table))
+    decided = _checked(selector, table, selector.select(table))
+    written = {f"{name.partition('.')[0]}.status" for name in selector.needs()}
+    statuses = [name for name in column_names(scores) if name in written]
+    return with_status(decided, as_polars(scores, statuses)) if statuses else decided
 
 
 def score_columns(selector: Selector, scores: Any) -> pl.DataFrame:

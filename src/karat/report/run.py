@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from karat.errors import DataError
+from karat.vector_columns import vector_columns
 
 DERIVED_LENGTH = "bytes of text"
 """Name of the length that is measured here when no `length` scorer ran: every score is held against it."""
@@ -38,6 +39,11 @@ class Run:
     def kept(self) -> int:
         """How many rows have a positive weight."""
         return int(self.mask.sum())
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The columns that hold vectors, which have norms in place of a distribution."""
+        return tuple(vector_columns(self.frame))
 
     @property
     def size_column(self) -> str | None:

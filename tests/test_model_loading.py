@@ -376,3 +376,42 @@ def test_what_keeps_a_head_from_being_read_is_named(adapter: Path) -> None:
     on_head = get_peft_model(made, LoraConfig(r=2, target_modules=["lm_head"]))
     with pytest.raises(ScoreError, match=r"is peft\.\S+\.Linear, not a linear layer"):
         nats(Perplexity(model=(on_head, tokenizer)))
+
+
+def test_a_decoder_under_another_name_is_found() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_local_experts": 2, "intermediate_size_mlp": 48, "num_key_value_heads": 2, "head_dim": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = tf.Llama4ForCausalLM(tf.Llama4TextConfig(vocab_size=259, **sizes, **experts)).eval()
+        for parameter in made.parameters():  # some are left as memory was
+            torch.nn.init.normal_(parameter, std=0.3)
+    tokenizer = tiny_pair("llama")[1]
+    ids = torch.tensor([[256, *b"hello"]])
+    with torch.no_grad():
+        wanted = torch.nn.functional.cross_entropy(made(input_ids=ids).logits[0, :-1], ids[0, 1:])
+    found = karat.score(Perplexity(model=(made, tokenizer)), ["hello"])["perplexity.nats"][0]
+    assert found == pytest.approx(float(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hub_that_does_not_answer_is_asked_once(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    from karat.scorers.model.files import model_files_digest
+
+    asked = []
+
+    def fetch(name: str, file: str, revision: str | None, local_files_only: bool) -> str:
+        asked.append((file, local_files_only))
+        if answers:
+            there = httpx.Response(404, request=httpx.Request("HEAD", "http://127.0.0.1/x"))
+            raise RemoteEntryNotFoundError("there is no such file", response=there)
+        raise LocalEntryNotFoundError("check your connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    with pytest.raises(ScoreError, match="no such file" if answers else "check your connection"):
+        model_files_digest("nobody/nothing", None)
+    assert asked == [("config.json", False), ("adapter_config.json", not answers)]

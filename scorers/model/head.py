@@ -117,6 +117,20 @@ def head_of(model: Any) -> Head:
     return Head(weight, layer.bias, scale, float(cap) if cap else None, tied)
 
 
+def decoder_of(model: Any) -> Any:
+    """What gives the last hidden states that the head reads; raises ScoreError where there is no telling."""
+    found = model.get_decoder()
+    if found is model:  # Llama 4 looks under another name than that of its decoder
+        found = getattr(model, "model", None)
+    if found is None:
+        raise ScoreError(
+            f"{type(model).__name__} does not tell which part of it is the decoder",
+            where="model",
+            hint="this architecture is built in a way that karat does not know",
+        )
+    return found
+
+
 def _kind(layer: Any) -> str:
     """The class of a layer, with where it comes from unless torch: an adapter's is named Linear as well."""
     kind = type(layer)

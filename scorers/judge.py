@@ -29,9 +29,9 @@ class Judge(Scorer):
 
     The default rubric runs from 1 (wrong or empty) to 5 (nothing to improve). A rubric of your own is text,
     or a file; where it has `{prompt}`, `{response}` or `{text}` the sample's parts are put (a row with none
-    of those it names fails), else the sample follows it. The sample is enclosed in marks that it cannot forge,
-    and the form of the answer is asked for after it; still a judge may be talked round by a text, so look at
-    what it scores highest.
+    of those it names fails), else the sample follows it. The sample is enclosed in marks that it cannot
+    forge, and the form of the answer is asked for after it; still a judge may be talked round by a text, so
+    look at what it scores highest.
 
     An answer that is no clear score (no JSON object, two of them, out of scale, a refusal, cut off) is a
     failed score: null, with the reason and the beginning of the answer; with `samples` above 1, if any

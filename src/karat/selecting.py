@@ -32,9 +32,8 @@ def select(selector: Selector, scores: Any) -> pl.DataFrame:
     LazyFrame, a `datasets.Dataset`, a pandas DataFrame or an Arrow table. Raises SelectionError for a
     missing or unsuitable column or an impossible budget, ScoreError for broken scores.
     """
-    table = score_columns(selector, scores)
-    chosen = ranked(selector, table)
-    for note in selector.notes(table, chosen):
+    chosen = ranked(selector, scores)
+    for note in selector.notes(score_columns(selector, scores), chosen):
         warnings.warn(f"{selector.kind}: {note}", UserWarning, stacklevel=2)
     return chosen.drop("rank")
 

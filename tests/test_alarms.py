@@ -395,3 +395,17 @@ def test_scorers_that_fail_alike_are_told_of_once() -> None:
     other = table.with_columns(pl.when(pl.col("id") == "r0199").then(None).otherwise("n.s").alias("n.s"))
     apart = alarms(other, pl.Series(["x"] * 200), [M(), N()])
     assert [alarm.scorer for alarm in apart if alarm.alarm == "failed"] == ["m", "n"]
+
+
+def test_numbers_of_each_turn_are_no_places_in_a_space() -> None:
+    class Turns(Fallback):
+        def columns(self) -> dict[str, pl.DataType]:
+            return {"turns.turns": pl.List(pl.Float64())}
+
+    scores = pl.DataFrame(
+        {"id": [str(n) for n in range(12)], "turns.turns": [[1.0 + n / 3] for n in range(12)]}
+    ).with_columns(pl.lit("ok").alias("turns.status"))
+    texts = pl.Series(["x" * (n * n % 7) for n in range(12)])
+    assert alarms(scores, texts, [Turns()]) == []
+    as_vectors = scores.cast({"turns.turns": pl.Array(pl.Float64, 1)})
+    assert [alarm.alarm for alarm in alarms(as_vectors, texts, [Turns()])] == ["vectors"]

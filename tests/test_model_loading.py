@@ -289,3 +289,129 @@ def test_one_thread_may_borrow_two_models_at_once() -> None:
     with one.borrowed() as first, two.borrowed() as second:
         assert first.model.config.model_type == "llama"
         assert second.model.config.model_type == "gpt2"
+
+
+def test_every_form_of_a_loaded_model_and_of_a_path() -> None:
+    made, tokenizer = tiny_pair("llama", "float32")
+    pair = Perplexity(model=(made, tokenizer))
+    pipeline = tf.pipeline("text-generation", model=made, tokenizer=tokenizer)
+    forms: list[Any] = [[made, tokenizer], {"model": made, "tokenizer": tokenizer}, pipeline, pair.model]
+    for form in forms:
+        assert Perplexity(model=form) == pair
+    beside: Any = {"model": made, "tokenizer": tokenizer}
+    assert Perplexity(**beside) == pair
+    with pytest.raises(ValidationError, match="tokenizer"):
+        Perplexity(model=made, tokenizer="folder")
+    path: Any = Path(tiny_model("llama"))
+    assert Perplexity(model=path).model == tiny_model("llama")
+    assert nats(Perplexity(model=path)) == nats(Perplexity(model=tiny_model("llama")))
+
+
+def test_a_loaded_model_prints_as_two_names() -> None:
+    assert "Loaded(LlamaForCausalLM, TokenizersBackend)" in repr(Perplexity(model=tiny_pair("llama")))
+
+
+def test_how_text_becomes_tokens_is_part_of_the_digest_and_how_it_is_padded_is_not() -> None:
+    from tokenizers import normalizers
+
+    made, tokenizer = tiny_pair("llama", "float32")
+    digest = Perplexity(model=(made, tokenizer)).digest()
+    tokenizer(["a", "bc"], padding=True, truncation=True, max_length=1)
+    assert Perplexity(model=(made, tokenizer)).digest() == digest
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    lower = Perplexity(model=(made, tokenizer)).digest()
+    tokenizer.bos_token = None
+    assert len({digest, lower, Perplexity(model=(made, tokenizer)).digest()}) == 3
+
+
+def _config(folder: Path, **changed: Any) -> None:
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(found | changed))
+
+
+def _half(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def _unknown_tokenizer(folder: Path) -> None:
+    told = {"version": "1.0", "added_tokens": [], "model": {"type": "Nope"}}
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (_half, "cannot load the model .*not fully covered"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "cannot load the model .*header"),
+        (_unknown_tokenizer, "cannot load the tokenizer"),
+        (lambda folder: _config(folder, num_attention_heads=5), "cannot load the model .*multiple"),
+        (lambda folder: _config(folder, hidden_size=64), r"do not fit config.json: .* is \[.*should be \["),
+        (lambda folder: _config(folder, num_hidden_layers=3), "weights of LlamaForCausalLM are missing"),
+        (lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"), "holds an adapter"),
+    ],
+)
+def test_damaged_folders_are_a_sentence_that_names_them(
+    damage: Any, told: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    damage(folder)
+    capfd.readouterr()
+    with pytest.raises(ScoreError, match=told) as found:
+        nats(Perplexity(model=str(folder)))
+    assert str(folder) in str(found.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_keeps_a_head_from_being_read_is_named(adapter: Path) -> None:
+    from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+
+    made, tokenizer = tiny_pair("llama", "float32")
+    with pytest.raises(ScoreError, match="LlamaModel has no output layer"):
+        nats(Perplexity(model=(made.model, tokenizer)))
+    prefix = get_peft_model(made, PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+    prefix.save_pretrained(str(adapter))
+    with pytest.raises(ScoreError, match="PREFIX_TUNING cannot be merged"):
+        nats(Perplexity(model=tiny_model("llama"), adapter=str(adapter)))
+    made, tokenizer = tiny_pair("llama", "float32")
+    on_head = get_peft_model(made, LoraConfig(r=2, target_modules=["lm_head"]))
+    with pytest.raises(ScoreError, match=r"is peft\.\S+\.Linear, not a linear layer"):
+        nats(Perplexity(model=(on_head, tokenizer)))
+
+
+def test_a_decoder_under_another_name_is_found() -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    experts = {"num_local_experts": 2, "intermediate_size_mlp": 48, "num_key_value_heads": 2, "head_dim": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = tf.Llama4ForCausalLM(tf.Llama4TextConfig(vocab_size=259, **sizes, **experts)).eval()
+        for parameter in made.parameters():  # some are left as memory was
+            torch.nn.init.normal_(parameter, std=0.3)
+    tokenizer = tiny_pair("llama")[1]
+    ids = torch.tensor([[256, *b"hello"]])
+    with torch.no_grad():
+        wanted = torch.nn.functional.cross_entropy(made(input_ids=ids).logits[0, :-1], ids[0, 1:])
+    found = karat.score(Perplexity(model=(made, tokenizer)), ["hello"])["perplexity.nats"][0]
+    assert found == pytest.approx(float(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hub_that_does_not_answer_is_asked_once(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    from karat.scorers.model.files import model_files_digest
+
+    asked = []
+
+    def fetch(name: str, file: str, revision: str | None, local_files_only: bool) -> str:
+        asked.append((file, local_files_only))
+        if answers:
+            there = httpx.Response(404, request=httpx.Request("HEAD", "http://127.0.0.1/x"))
+            raise RemoteEntryNotFoundError("there is no such file", response=there)
+        raise LocalEntryNotFoundError("check your connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    with pytest.raises(ScoreError, match="no such file" if answers else "check your connection"):
+        model_files_digest("nobody/nothing", None)
+    assert asked == [("config.json", False), ("adapter_config.json", not answers)]

@@ -213,9 +213,10 @@ def test_a_row_that_a_quota_turns_away_rejects_no_other() -> None:
 def test_floors_come_first_and_then_reject() -> None:
     scores = table([("u1", 9, [1, 0]), ("u2", 8, [0, 1]), ("v1", 7, [1, 0.01]), ("v2", 6, [0, -1])])
     scores = scores.with_columns(group=pl.Series(["u", "u", "v", "v"]))
-    part = DeitaDiverse(by="s", vectors="v", budget=3, floor={"v": "2 rows"})
+    part = DeitaDiverse(by="s", vectors="v", budget=4, floor={"v": "2 rows"})
     result = part.select(scores)
     assert kept(result) == ["v1", "v2", "u2"]
+    assert result["reason"].to_list()[1:] == ["kept: rank 3", *["kept: floor of group v"] * 2]
     assert result["reason"][0] == "dropped: too similar to a kept row (cosine 1.0 to v1)"
     with pytest.raises(SelectionError, match="floor of 2 rows cannot be reached, 1 is all"):
         part.model_copy(update={"threshold": -0.999}).select(scores)

@@ -21,8 +21,10 @@ import karat
 from karat.errors import ScoreError, SelectionError
 from karat.reweight.select import facility_location, neighbours
 from karat.reweight.select.budgeted import Budgeted
+from karat.reweight.select.directions import UNIT, Directions
 from karat.reweight.select.facility_location import FacilityLocation
 from karat.reweight.select.k_center import KCenter
+from karat.reweight.select.vectors import read_vectors
 from karat.reweight.select.vote_k import VoteK
 
 EVERY: list[Budgeted] = [
@@ -214,6 +216,16 @@ def test_neither_order_nor_blocks_change_a_bit(part: Budgeted) -> None:
     shuffled = scores.sample(fraction=1, shuffle=True, seed=1)
     with small_blocks():
         assert part.select(shuffled).sort("id").equals(result)
+
+
+def test_products_of_directions_are_whole_and_near() -> None:
+    vectors = clouds(3, 50, 40)
+    directions = Directions(read_vectors(table(vectors), "v"), np.arange(50))
+    products = directions.products(slice(0, 50), slice(0, 50))
+    assert (products == np.rint(products)).all()
+    assert np.abs(products).max() < 2.0**53
+    near, _ = similarities(vectors)
+    assert directions.similarities(slice(0, 50), slice(0, 50)) / UNIT == pytest.approx(near, abs=1e-6)
 
 
 @EACH

@@ -40,12 +40,15 @@ def _commit(name: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    problem = ""
+    problem, reached = "", True
     for file in ("config.json", "adapter_config.json"):
         try:
-            return Path(hf_hub_download(name, file, revision=revision)).parent.name
+            found = hf_hub_download(name, file, revision=revision, local_files_only=not reached)
+            return Path(found).parent.name
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             problem = problem or " ".join(str(error).split())
+            # A Hub that does not answer is asked five times, for a minute: once is enough.
+            reached = isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError)
     raise ScoreError(
         f"{name!r} is no folder here, and not to be had from the Hub: {problem[:300]}",
         where="model",

@@ -15,9 +15,8 @@ from karat.errors import ScoreError
 if TYPE_CHECKING:
     from karat.scorers.model.source import ModelScorer
 
-FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError)
-"""What transformers and peft raise for files that they cannot use."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+SUCH_ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors, of a kind that merges (LoRA)"
 SUCH = "a folder with config.json, model.safetensors and a tokenizer, or a Hub id of such"
 
 
@@ -38,9 +37,16 @@ def from_files(scorer: ModelScorer, device: torch.device, kind: str) -> tuple[An
 def _check_config(name: str, kind: str, how: dict[str, Any]) -> None:
     from transformers import AutoConfig
 
+    folder = Path(name).expanduser()
+    if (folder / ADAPTER_FILES[0]).is_file() and not (folder / "config.json").is_file():
+        raise ScoreError(
+            "the folder holds an adapter and no model",
+            where=str(folder),
+            hint=f"give the model that it was trained on as `model`, and adapter: {name}",
+        )
     try:
         config = AutoConfig.from_pretrained(name, **how)
-    except FAULTS as error:
+    except Exception as error:  # what a damaged file raises is the library's choice
         raise _cannot_load("model", name, error) from error
     if kind == "causal" and config.is_encoder_decoder:
         raise ScoreError(
@@ -55,7 +61,7 @@ def _tokenizer(name: str, how: dict[str, Any]) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **how)
-    except FAULTS as error:
+    except Exception as error:  # what a damaged file raises is the library's choice
         raise _cannot_load("tokenizer", name, error) from error
     # Without its files transformers makes an empty tokenizer of the kind that the model has.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -86,11 +92,28 @@ def _model(name: str, kind: str, how: dict[str, Any]) -> Any:
     }[kind]
     try:
         with _without_bar():
-            model, info = factory.from_pretrained(name, use_safetensors=True, output_loading_info=True, **how)
-    except FAULTS as error:
+            model, info = factory.from_pretrained(
+                name,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the sizes
+                **how,
+            )
+    except Exception as error:  # what a damaged file raises is the library's choice
         raise _cannot_load("model", name, error) from error
+    _refuse_mismatched(name, info["mismatched_keys"])
     refuse_missing(name, model, kind, info["missing_keys"])
     return model
+
+
+def _refuse_mismatched(name: str, mismatched: Iterable[tuple[Any, ...]]) -> None:
+    """Raise ScoreError for weights that do not fit the configuration: they would be drawn at random."""
+    for key, there, wanted in sorted(mismatched, key=lambda each: str(each[0])):
+        raise ScoreError(
+            f"the weights do not fit config.json: {key} is {list(there)}, and should be {list(wanted)}",
+            where=f"model {name!r}",
+            hint="put the config.json beside the weights that they were saved with",
+        )
 
 
 def refuse_missing(name: str, model: Any, kind: str, missing: Iterable[str]) -> None:
@@ -107,14 +130,16 @@ def refuse_missing(name: str, model: Any, kind: str, missing: Iterable[str]) -> 
 
 @contextmanager
 def _without_bar() -> Iterator[None]:
-    """No bar of transformers' own, which would tear karat's."""
+    """No bar of transformers' own, which would tear karat's, and no table of weights, which karat refuses."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, told = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        logging.set_verbosity(told)
         if shown:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -138,9 +163,12 @@ def with_adapter(model: Any, adapter: str, *, merge: bool) -> Any:
         if any(not (folder / file).is_file() for file in ADAPTER_FILES):
             raise FileNotFoundError(f"it needs {' and '.join(ADAPTER_FILES)}; a pickle is not read")
         adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        if not hasattr(adapted.base_model, "merge_and_unload"):
+            told = adapted.peft_config["default"].peft_type
+            raise ValueError(f"{getattr(told, 'value', told)} cannot be merged into a model's weights")
         return adapted.merge_and_unload(safe_merge=True) if merge else adapted.get_base_model()
-    except FAULTS as error:
-        raise _cannot_load("adapter", adapter, error) from error
+    except Exception as error:  # what a damaged file raises is the library's choice
+        raise _cannot_load("adapter", adapter, error, SUCH_ADAPTER) from error
 
 
 def _dtype(scorer: ModelScorer, device: torch.device) -> Any:
@@ -171,6 +199,7 @@ def _quantised(scorer: ModelScorer, device: torch.device) -> dict[str, Any]:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def _cannot_load(what: str, name: str, error: Exception) -> ScoreError:
-    told = " ".join(str(error).split())[:300]
-    return ScoreError(f"cannot load the {what} {name!r}: {told}", where="model", hint=SUCH)
+def _cannot_load(what: str, name: str, error: Exception, such: str = SUCH) -> ScoreError:
+    told = " ".join(str(error).split())[:300] or type(error).__name__
+    where = "adapter" if what == "adapter" else "model"
+    return ScoreError(f"cannot load the {what} {name!r}: {told}", where=where, hint=such)

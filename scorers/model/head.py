@@ -88,13 +88,19 @@ def head_of(model: Any) -> Head:
     """The head of a causal language model; raises ScoreError for one that is no plain linear layer."""
     layer = model.get_output_embeddings()
     weight = getattr(layer, "weight", None)
+    if layer is None:
+        raise ScoreError(
+            f"{type(model).__name__} has no output layer over a vocabulary",
+            where="model",
+            hint="load it as a causal language model: AutoModelForCausalLM",
+        )
     if (
         not isinstance(layer, torch.nn.Linear)
         or not isinstance(weight, Tensor)
         or not weight.is_floating_point()
     ):
         raise ScoreError(
-            f"the output layer of {type(model).__name__} is {type(layer).__name__}, not a linear layer",
+            f"the output layer of {type(model).__name__} is {_kind(layer)}, not a linear layer",
             where="model",
             hint="merge the adapter into the model, or keep the output layer unquantised",
         )
@@ -109,3 +115,24 @@ def head_of(model: Any) -> Head:
     embedding = model.get_input_embeddings()
     tied = embedding is not None and getattr(embedding, "weight", None) is weight
     return Head(weight, layer.bias, scale, float(cap) if cap else None, tied)
+
+
+def decoder_of(model: Any) -> Any:
+    """What gives the last hidden states that the head reads; raises ScoreError where there is no telling."""
+    found = model.get_decoder()
+    if found is model:  # Llama 4 looks under another name than that of its decoder
+        found = getattr(model, "model", None)
+    if found is None:
+        raise ScoreError(
+            f"{type(model).__name__} does not tell which part of it is the decoder",
+            where="model",
+            hint="this architecture is built in a way that karat does not know",
+        )
+    return found
+
+
+def _kind(layer: Any) -> str:
+    """The class of a layer, with where it comes from unless torch: an adapter's is named Linear as well."""
+    kind = type(layer)
+    own = kind.__module__.partition(".")[0] == "torch"
+    return kind.__name__ if own else f"{kind.__module__}.{kind.__name__}"

@@ -15,7 +15,7 @@ import torch
 
 from karat.errors import ScoreError
 from karat.scorers.model.from_files import from_files
-from karat.scorers.model.head import Head, head_of
+from karat.scorers.model.head import Head, decoder_of, head_of
 from karat.scorers.model.masked_runner import MaskedRunner, class_runner, hidden_runner
 from karat.scorers.model.probe import probe
 from karat.scorers.model.runner import Runner
@@ -134,7 +134,7 @@ def _replica(model: Any, tokenizer: Any, device: torch.device, scorer: ModelScor
         head: Head = head_of(model)
         with evaluating(model):
             probe(model, head)
-        runner = Runner(model.get_decoder(), head, tokens, longest=_positions(model))
+        runner = Runner(decoder_of(model), head, tokens, longest=_positions(model))
     return Asked(model, tokenizer, runner, device)
 
 

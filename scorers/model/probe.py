@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from karat.errors import ScoreError
-from karat.scorers.model.head import Head
+from karat.scorers.model.head import Head, decoder_of
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Largest difference, relative to the largest number; 5e-2 for 16 bits."""
@@ -18,7 +18,7 @@ def probe(model: Any, head: Head) -> None:
 
     What scorers compute rests on both, and would be wrong without a word. NaN passes: it is a failed score.
     """
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     device = decoder.get_input_embeddings().weight.device
     some = [place % head.vocabulary for place in (1, 2, 3, 4)]
     ids_bt = torch.tensor([[*some], [*some[:3], 5 % head.vocabulary]], device=device)

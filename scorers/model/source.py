@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -27,7 +27,7 @@ class Loaded:
     tokenizer: Any
 
     def digest(self) -> str:
-        """Digest of the configuration, the parameters and the vocabulary."""
+        """Digest of the configuration, the parameters and all that decides how text becomes tokens."""
         import torch
 
         found = hashlib.blake2b(digest_size=16)
@@ -36,14 +36,31 @@ class Loaded:
             found.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
             flat = value.detach().cpu().contiguous().view(-1).view(torch.uint8)
             found.update(memoryview(flat.numpy()))
-        found.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        found.update(json.dumps(_tokenizing(self.tokenizer), sort_keys=True, default=str).encode())
         return found.hexdigest()
+
+    def __repr__(self) -> str:
+        """The two classes: a model's own description has a line for each layer."""
+        return f"Loaded({type(self.model).__name__}, {type(self.tokenizer).__name__})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Loaded) and other.model is self.model and other.tokenizer is self.tokenizer
 
     def __hash__(self) -> int:
         return hash((id(self.model), id(self.tokenizer)))
+
+
+def _tokenizing(tokenizer: Any) -> dict[str, Any]:
+    """Vocabulary, merges, normaliser, what is put around a text, special tokens, chat template."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    told = json.loads(core.to_str()) if core is not None else {}
+    return {
+        # How it cuts and pads is left over from its last call.
+        "core": {name: value for name, value in told.items() if name not in ("truncation", "padding")},
+        "vocabulary": tokenizer.get_vocab(),
+        "special": getattr(tokenizer, "special_tokens_map", None),
+        "template": getattr(tokenizer, "chat_template", None),
+    }
 
 
 class ModelScorer(Scorer):
@@ -74,16 +91,40 @@ class ModelScorer(Scorer):
     device: str = Field("auto", description="auto: every GPU, else the CPU; cpu; cuda:0; cuda:0,cuda:1")
     batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch; default by device")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer_beside_the_model(cls, given: Any) -> Any:
+        """`model=model, tokenizer=tokenizer`, both loaded, is the pair of them."""
+        if not isinstance(given, dict) or not hasattr(given.get("model"), "state_dict"):
+            return given
+        if given.get("tokenizer") is None or isinstance(given["tokenizer"], str | PathLike):
+            return given
+        rest = {name: value for name, value in given.items() if name != "tokenizer"}
+        return {**rest, "model": (given["model"], given["tokenizer"])}
+
     @field_validator("model", mode="before")
     @classmethod
     def _model_or_pair(cls, model: Any) -> Any:
-        if isinstance(model, tuple) and len(model) == 2:
-            if not hasattr(model[0], "state_dict") or not callable(model[1]):
-                raise PydanticCustomError("model", "a pair is (model, tokenizer), neither of them missing")
-            return Loaded(*model)
+        if isinstance(model, Loaded):
+            return model
         if hasattr(model, "state_dict"):
             raise PydanticCustomError("model", "give the tokenizer as well: model=(model, tokenizer)")
-        return model
+        if isinstance(model, tuple | list) and len(model) == 2:
+            pair = tuple(model)
+        elif hasattr(model, "model") and hasattr(model, "tokenizer"):  # such as a pipeline of transformers
+            pair = (model.model, model.tokenizer)
+        else:
+            return model
+        if not hasattr(pair[0], "state_dict") or not callable(pair[1]):
+            raise PydanticCustomError(
+                "model", "a pair is (model, tokenizer), both loaded and neither of them missing"
+            )
+        return Loaded(*pair)
+
+    @field_validator("model", "adapter", "tokenizer", mode="before")
+    @classmethod
+    def _path_as_text(cls, given: Any) -> Any:
+        return fspath(given) if isinstance(given, PathLike) else given
 
     @model_validator(mode="after")
     def _either_here_or_served(self) -> ModelScorer:
@@ -127,9 +168,3 @@ def _automatic_dtype(model: str | Loaded, device: str) -> str:
         return str(model.model.dtype)
     on_cpu = not torch.cuda.is_available() if device == "auto" else device.startswith("cpu")
     return "float32" if on_cpu else "files"
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder, if the name is one."""
-    path = Path(name).expanduser()
-    return path if path.exists() else None

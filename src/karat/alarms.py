@@ -79,7 +79,9 @@ def alarms(scores: pl.DataFrame, texts: pl.Series, scorers: Sequence[Scorer]) ->
     for line in _merged(counts, ("failed", "reasons")):
         if line["failed"] >= FEW:
             found += [part(scores, texts, line["scorer"]) for part in (in_one_group, in_long_rows)]
-    found += [vectors(vector_facts(scores, name)) for name in _of(vector_columns(scores), kinds)]
+    # A list that may be of any length holds a number for each turn or token, not a place in a space.
+    places = [name for name in vector_columns(scores) if isinstance(scores.schema[name], pl.Array)]
+    found += [vectors(vector_facts(scores, name)) for name in _of(places, kinds)]
     settings = [scorer.model_dump(mode="json") for scorer in derived]
     lines = length_correlations(scores, texts, measured(scores, kinds), settings)
     return [*filter(None, found), *estimated(scores, kinds), *with_length(lines)]

@@ -24,6 +24,7 @@ from karat.alarms import (
     truncated,
     vectors,
 )
+from karat.errors import SelectionError
 from karat.parts import Scorer
 from karat.reasons import kind_of_reason
 from karat.reweight import TopK
@@ -357,6 +358,16 @@ def test_a_selection_says_why_there_is_no_score_and_takes_the_truncated() -> Non
     ]
     plain = select(TopK(by="m.s", budget=1), table.drop("m.status"))
     assert plain["weight"].equals(chosen["weight"])
+
+
+def test_where_every_row_failed_the_error_says_why() -> None:
+    table = statuses(["failed: no digit"] * 3 + ["failed: no text"])
+    table = table.with_columns(pl.Series("m.s", [None] * 4, dtype=pl.Float64))
+    why = r"nothing to keep \(m failed on all 4 rows, most often: no digit \(for example id 'r0000'\)\)"
+    with pytest.raises(SelectionError, match=why):
+        select(TopK(by="m.s", budget=1), table)
+    with pytest.raises(SelectionError, match="every row has a null"):
+        select(TopK(by="m.s", budget=1), table.drop("m.status"))
 
 
 class M(Fallback):

@@ -39,7 +39,7 @@ def decide(ranked: pl.DataFrame, limit: int, budget: Budget) -> pl.DataFrame:
     running = pl.when(rest).then(cost).otherwise(0).cum_sum()
     marked = marked.with_columns(kept=pl.col("floored") | (rest & (running <= limit - reserved)))
     if not marked["kept"].any():
-        raise SelectionError(nothing_kept(marked, limit, budget.unit), hint="raise the budget")
+        raise nothing_kept(marked, limit, budget.unit)
     return marked.with_columns(reason=_reason("group" in marked.columns, limit, budget))
 
 
@@ -73,12 +73,15 @@ def _reason(grouped: bool, limit: int, budget: Budget) -> pl.Expr:
     )
 
 
-def nothing_kept(ranked: pl.DataFrame, limit: int, unit: Unit) -> str:
+def nothing_kept(ranked: pl.DataFrame, limit: int, unit: Unit) -> SelectionError:
     """Why not even the first row (with `open`: whether its quota has room) could be kept."""
     if ranked.height == 0:
-        return "no row has a score, so there is nothing to keep"
+        return SelectionError(
+            "no row has a score, so there is nothing to keep",
+            hint="every row has a null in a column that the selector reads",
+        )
     first = ranked.row(0, named=True)
     why = f"the first row by rank, {first['id']!r}, has {first[unit]} {unit}"
     if not first["open"]:
         why = f"{why}, more than the quota of group {first['group']!r}"
-    return f"a budget of {limit} {unit} keeps nothing: {why}"
+    return SelectionError(f"a budget of {limit} {unit} keeps nothing: {why}", hint="raise the budget")

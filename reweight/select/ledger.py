@@ -116,7 +116,7 @@ class Ledger:
         """
         if not len(taken):
             offered = ranked.with_columns(open=~pl.Series(self.shut))[self._first_offer :]
-            raise SelectionError(nothing_kept(offered, self.limit, self.unit), hint="raise the budget")
+            raise nothing_kept(offered, self.limit, self.unit)
         rank = np.zeros(ranked.height, dtype=np.int64)
         rank[taken] = np.arange(1, len(taken) + 1)
         group = pl.col("group") if self._names else pl.lit("")

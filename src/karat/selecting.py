@@ -11,6 +11,7 @@ import polars as pl
 from karat.errors import DataError, SelectionError, closest
 from karat.parts import Selector
 from karat.reasons import with_status
+from karat.statuses import status_counts
 
 if TYPE_CHECKING:
     from karat.rows.specs import Layout
@@ -43,10 +44,29 @@ def ranked(selector: Selector, scores: Any) -> pl.DataFrame:
     table = score_columns(selector, scores)
     if table.is_empty():
         raise SelectionError("the score table has no rows")
-    decided = _checked(selector, table, selector.select(table))
     written = {f"{name.partition('.')[0]}.status" for name in selector.needs()}
-    statuses = [name for name in column_names(scores) if name in written]
-    return with_status(decided, as_polars(scores, statuses)) if statuses else decided
+    told = [name for name in column_names(scores) if name in written]
+    statuses = as_polars(scores, told) if told else pl.DataFrame()
+    try:
+        decided = _checked(selector, table, selector.select(table))
+    except SelectionError as error:
+        if why := _all_failed(table, statuses):
+            raise SelectionError(error.problem, where=error.where, hint=why) from error
+        raise
+    return with_status(decided, statuses) if statuses.width else decided
+
+
+def _all_failed(table: pl.DataFrame, statuses: pl.DataFrame) -> str | None:
+    """Which scorer failed on every row, and why; no report is written then that could tell it."""
+    told = table.with_columns(statuses)
+    for line in status_counts(told, [name.removesuffix(".status") for name in statuses.columns]):
+        if line["failed"] == line["rows"]:
+            first = line["reasons"][0]
+            return (
+                f"{line['scorer']} failed on all {line['rows']:,} rows, most often: {first['reason']} "
+                f"(for example id {first['example']!r})"
+            )
+    return None
 
 
 def score_columns(selector: Selector, scores: Any) -> pl.DataFrame:

@@ -28,9 +28,10 @@ class Judge(Scorer):
         score(x) = (1/n) Σ_i s_i,   s_i = the judge's i-th answer, within [lowest, highest];  n = samples
 
     The default rubric runs from 1 (wrong or empty) to 5 (nothing to improve). A rubric of your own is text,
-    or a file; where it has `{prompt}`, `{response}` or `{text}` the sample's parts are put, else the sample
-    follows it. The sample is enclosed in marks that it cannot forge, and the form of the answer is asked for
-    after it; still a judge may be talked round by a text, so look at what it scores highest.
+    or a file; where it has `{prompt}`, `{response}` or `{text}` the sample's parts are put (a row with none
+    of those it names fails), else the sample follows it. The sample is enclosed in marks that it cannot
+    forge, and the form of the answer is asked for after it; still a judge may be talked round by a text, so
+    look at what it scores highest.
 
     An answer that is no clear score (no JSON object, two of them, out of scale, a refusal, cut off) is a
     failed score: null, with the reason and the beginning of the answer; with `samples` above 1, if any
@@ -142,14 +143,14 @@ class Judge(Scorer):
         """Ask about every row of the chunk at once."""
         from karat.scorers.judge_asking import cut
 
-        whole = [cut(record, self.max_characters) for record in rows.to_dicts()]
-        asked = [n for n, (row, _) in enumerate(whole) if any(value is not None for value in row.values())]
+        whole = [cut(record, self.max_characters, prepared.rubric) for record in rows.to_dicts()]
+        statuses = [status for _, status in whole]
+        asked = [n for n, status in enumerate(statuses) if not status.startswith("failed")]
         ids = rows["id"].to_list()
         found = prepared.verdicts([whole[n][0] for n in asked], [ids[n] for n in asked])
         values: list[dict[str, Any]] = [{} for _ in ids]
-        statuses = ["failed: no text"] * len(ids)
         for n, of_row in zip(asked, found, strict=True):
-            values[n], statuses[n] = self._concluded(of_row, whole[n][1])
+            values[n], statuses[n] = self._concluded(of_row, statuses[n])
         columns = {
             name: pl.Series([value.get(name) for value in values], dtype=dtype)
             for name, dtype in self.columns().items()
@@ -157,7 +158,7 @@ class Judge(Scorer):
         status = pl.Series(statuses, dtype=pl.String)
         return pl.DataFrame({"id": rows["id"], **columns, self.status_column(): status})
 
-    def _concluded(self, verdicts: Sequence[Verdict | str], truncated: bool) -> tuple[dict[str, Any], str]:
+    def _concluded(self, verdicts: Sequence[Verdict | str], status: str) -> tuple[dict[str, Any], str]:
         wrong = [each for each in verdicts if isinstance(each, str)]
         if wrong:
             several = f"{len(wrong)} of {len(verdicts)} answers: " if len(verdicts) > 1 else ""
@@ -169,4 +170,4 @@ class Judge(Scorer):
             found["judge.sd"] = statistics.stdev(scores)
         if self.reasons:
             found["judge.reason"] = "\n\n".join(each.reason for each in good)
-        return found, "truncated" if truncated else "ok"
+        return found, status

@@ -27,7 +27,8 @@ def verdict(choice: Mapping[str, Any], lowest: float, highest: float, line: bool
 
     JSON: exactly one object with a `score`, a number within the scale; reasoning in <think> and prose
     around the object are passed over, but a second object with a score, or a key given twice, is no clear
-    answer. Line: the last line that is not blank must read `Score: N`.
+    answer. Line: the last line that is not blank must read `Score: N`. An answer that was cut has no score,
+    whatever it holds.
     """
     message = choice.get("message")
     if not isinstance(message, Mapping):
@@ -43,6 +44,8 @@ def verdict(choice: Mapping[str, Any], lowest: float, highest: float, line: bool
     found = _from_line(rest) if line else _from_json(rest)
     if isinstance(found, str):
         return f"{found}{_cut(choice)}; it begins {beginning(rest)}"
+    if cut := _cut(choice):  # the last line "Score: 1" may have been on its way to 10
+        return f"the answer is not whole{cut}; it begins {beginning(rest)}"
     if not lowest <= found.score <= highest:
         return f"the score {found.score:g} is not from {lowest:g} to {highest:g}"
     return found

@@ -11,7 +11,7 @@ from karat.errors import ScoreError
 from karat.progress import spend
 from karat.scorers.judge_answer import Verdict, verdict
 from karat.scorers.judge_ledger import Caps, Ledger
-from karat.scorers.judge_prompt import FIELDS, messages
+from karat.scorers.judge_prompt import FIELDS, messages, shown
 from karat.scorers.server.client import channel
 from karat.scorers.server.replies import Ask, Refused, Reply
 
@@ -93,8 +93,14 @@ def connect(judge: Judge) -> Asked:
     return asked
 
 
-def cut(row: Row, longest: int) -> tuple[Row, bool]:
-    """The row with its parts cut to so many characters, and whether any was."""
+def cut(row: Row, longest: int, rubric: str) -> tuple[Row, str]:
+    """The row with its parts cut to so many characters, and its status if the judge's answer is clear.
+
+    A part that the judge is not shown counts neither as cut nor as something to be judged.
+    """
     parts = {name: row.get(name) for name in FIELDS}
     kept = {name: None if value is None else value[:longest] for name, value in parts.items()}
-    return kept, kept != parts
+    seen = shown(rubric, parts)
+    if all(parts[name] is None for name in seen):
+        return kept, f"failed: no {' and no '.join(seen)}"
+    return kept, "ok" if all(kept[name] == parts[name] for name in seen) else "truncated"

@@ -125,6 +125,10 @@ ANSWERS: list[tuple[Any, float | str]] = [
     ({"message": {"content": None, "refusal": "No."}}, "the judge refuses: 'No.'"),
     ({"message": {"content": '{"sco'}, "finish_reason": "length"}, "max_answer_tokens is too small"),
     ({"message": {"content": None}, "finish_reason": "length"}, "max_answer_tokens is too small"),
+    (
+        {"message": {"content": '{"score": 4}'}, "finish_reason": "length"},
+        "not whole (it was cut: max_answer",
+    ),
     ({"message": {"content": "x"}, "finish_reason": "content_filter"}, "filtered"),
     ({"message": None}, "no message"),
     ({"message": {"content": [1]}}, "empty"),
@@ -167,6 +171,11 @@ def test_a_last_line_as_the_answer(said: str, expected: float | str) -> None:
     else:
         assert isinstance(found, str)
         assert expected in found
+
+
+def test_a_number_that_was_cut_is_no_score() -> None:
+    choice = {"message": {"content": "Fine.\nScore: 1"}, "finish_reason": "length"}
+    assert "not whole" in str(verdict(choice, 1, 10, line=True)), "it may have been on its way to 10"
 
 
 @given(st.text(), st.floats(1, 5))
@@ -266,9 +275,33 @@ def test_further_fields_of_the_request(stub: ServedStub) -> None:
 
 def test_a_huge_row_is_cut_and_says_so(stub: ServedStub) -> None:
     rows = pl.DataFrame({"id": ["a", "b"], "text": ["🙂" * 100_000, "short"]})
-    table = karat.score(judge(stub, max_characters=50), rows)
+    with pytest.warns(
+        UserWarning, match="judge cut 1 of 2 rows .* to `max_characters`.* Raise `max_characters`"
+    ):
+        table = karat.score(judge(stub, max_characters=50), rows)
     assert table["judge.status"].to_list() == ["truncated", "ok"]
     assert {len(about(body)[-1]) for body in stub.asked("/v1/chat/completions")[1:]} == {50, 5}
+
+
+def test_what_the_judge_is_not_shown_is_not_cut(stub: ServedStub) -> None:
+    # Prompt and response together, which `text` is, are over the limit; neither is by itself.
+    rows = pl.DataFrame({"id": ["a", "b"], "prompt": ["p" * 30, "p"], "response": ["r" * 30, "r" * 51]})
+    assert karat.score(judge(stub, max_characters=50), rows)["judge.status"].to_list() == ["ok", "truncated"]
+    whole = karat.score(judge(stub, max_characters=50, rubric="How is {text}?"), rows)
+    assert whole["judge.status"].to_list() == ["truncated"] * 2
+    asked = karat.score(judge(stub, max_characters=50, rubric="Is {prompt} clear?"), rows)
+    assert asked["judge.status"].to_list() == ["ok"] * 2
+
+
+def test_a_row_with_nothing_of_what_the_rubric_names_is_not_judged(stub: ServedStub) -> None:
+    rubric = "Does {response} serve {prompt}?"
+    table = karat.score(judge(stub, rubric=rubric), pl.DataFrame({"id": ["a"], "text": ["plain text"]}))
+    assert table["judge.status"].to_list() == ["failed: no prompt and no response"]
+    assert len(stub.asked("/v1/chat/completions")) == 1, "the first question alone"
+    assert set(karat.score(judge(stub, rubric=rubric), ROWS)["judge.status"]) == {
+        "ok",
+        "failed: no prompt and no response",
+    }
 
 
 def test_a_row_that_the_server_refuses_and_a_server_that_is_down(stub: ServedStub) -> None:

@@ -295,7 +295,7 @@ def test_an_approximate_index_does_not_depend_on_order_or_threads() -> None:
     try:
         for count in (1, 2, 3):
             faiss.omp_set_num_threads(count)
-            assert part.select(shuffled).sort("id").drop("reason").equals(expected.drop("reason"))
+            assert part.select(shuffled).sort("id").equals(expected), "reasons too"
     finally:
         faiss.omp_set_num_threads(threads)
     assert not part.model_copy(update={"seed": 1}).select(scores).equals(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import re
@@ -29,6 +30,7 @@ from karat.scorers.deita_complexity import DeitaComplexity
 from karat.scorers.deita_quality import DeitaQuality
 from karat.scorers.donod import Donod
 from karat.scorers.ifd import Ifd
+from karat.scorers.judge import Judge
 from karat.scorers.loss import Loss
 from karat.scorers.model.runner import Request
 from karat.scorers.perplexity import Perplexity
@@ -366,6 +368,43 @@ def test_the_key_is_nowhere_but_in_the_request(
     monkeypatch.delenv("KARAT_TEST_KEY")
     with pytest.raises(KaratError, match="KARAT_TEST_KEY is not set"):
         karat.score(scorer, ROWS)
+
+
+@pytest.mark.parametrize(
+    "spelled", [str, lambda key: key.replace("/", r"\/"), lambda key: f"\\u0073{key[1:]}"]
+)
+def test_a_key_that_a_server_spells_with_escapes_is_blotted_out(
+    stub: ServedStub, monkeypatch: pytest.MonkeyPatch, spelled: Any
+) -> None:
+    key = "sk/a+b=" * 3
+    monkeypatch.setenv("KARAT_TEST_KEY", key)
+    content = json.dumps(json.dumps({"score": 3, "reason": "given KEY"})).replace("KEY", spelled(key))
+    choice = f'{{"choices": [{{"index": 0, "message": {{"content": {content}}}}}]}}'.encode()
+    stub.before = lambda call: Given(200, choice) if call.body else None
+    scorer = Judge(model="tiny", server={"url": stub.url, "api_key_env": "KARAT_TEST_KEY"}, reasons=True)
+    assert karat.score(scorer, ["a"])["judge.reason"].to_list() == ["given ***"]
+
+
+@pytest.mark.parametrize("word", ["-", "1", "null", "EMPTY"])
+def test_a_word_in_the_place_of_a_key_changes_no_answer(
+    stub: ServedStub, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setenv("KARAT_TEST_KEY", word)
+    found = karat.score(served(Perplexity, stub, server={"api_key_env": "KARAT_TEST_KEY"}), ROWS)
+    assert found["perplexity.nats"].null_count() == 0
+
+
+def test_an_error_in_the_body_of_a_200_is_an_error(stub: ServedStub) -> None:
+    busy = Given(200, {"error": {"message": "overloaded", "code": 503}})
+    stub.before = failing_first(2, busy)
+    assert karat.score(served(Perplexity, stub), ROWS)["perplexity.nats"].null_count() == 0
+    stub.before = lambda call: busy if call.body and len(call.body["prompt"]) > 50 else None
+    with pytest.raises(KaratError, match="answers 503: overloaded, 2 times"):
+        karat.score(served(Perplexity, stub, server={"tries": 2}), ROWS)
+    ill = Given(200, {"error": "no luck"})
+    stub.before = lambda call: ill if call.body and len(call.body["prompt"]) > 50 else None
+    table = karat.score(served(Perplexity, stub), ROWS)
+    assert table["perplexity.status"][7] == "failed: the server answers with an error: no luck"
 
 
 def test_redirects_are_not_followed(stub: ServedStub, pair: tuple[Any, Any]) -> None:

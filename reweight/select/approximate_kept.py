@@ -39,6 +39,7 @@ class ApproximateKept:
         )
         self._index.is_trained = True
         self._index.nprobe = self._probes
+        self._rows = np.empty(len(vectors.rows), np.int64)
         # Each component is off by half a unit at most.
         self._slack = (np.sqrt(width) + 1) / _SCALE + width / (2 * _SCALE**2)
 
@@ -47,7 +48,9 @@ class ApproximateKept:
         if len(rows):
             whole = _whole(unit)
             lists = np.ascontiguousarray(self._nearest(whole, 1)[:, 0])
-            names = np.ascontiguousarray(rows)
+            # Numbered as they are kept: row numbers would go with the order of the table.
+            names = self._index.ntotal + np.arange(len(rows))
+            self._rows[names] = rows
             pointers = [self._pointer(array) for array in (whole, names, lists)]
             self._index.add_core(len(rows), *pointers)
 
@@ -62,12 +65,13 @@ class ApproximateKept:
         products, names = self._index.search_preassigned(whole, _NEAREST, lists, ignored)
         near = (names >= 0) & (products / _SCALE**2 > self._threshold - self._slack)
         at, which = np.nonzero(near)
-        above = self._vectors.pair_cosines(rows[at], names[at, which]) > self._threshold
-        # The row that was numbered first, since faiss leaves the order of equals open.
+        like = self._rows[names[at, which]]
+        above = self._vectors.pair_cosines(rows[at], like) > self._threshold
+        # The row that was kept first, since faiss leaves the order of equals open.
         best = np.full(len(rows), np.iinfo(np.int64).max)
         np.minimum.at(best, at[above], names[at, which][above])
         hit = best < np.iinfo(np.int64).max
-        found[hit] = best[hit]
+        found[hit] = self._rows[best[hit]]
         return found
 
     def _nearest(self, whole: NDArray[np.float32], count: int) -> Rows:

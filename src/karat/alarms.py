@@ -73,7 +73,9 @@ def alarms(scores: pl.DataFrame, texts: pl.Series, scorers: Sequence[Scorer]) ->
     first_hand = [scorer.kind for scorer in scorers if not isinstance(scorer, DerivedScorer)]
     counts = status_counts(scores, first_hand)
     found += [failed(line) for line in _merged(counts, ("failed", "reasons"))]
-    found += [truncated(line) for line in _merged(counts, (TRUNCATED, "truncated_selected"))]
+    for line in counts:
+        line["limit"] = next(_limit(scorer) for scorer in scorers if scorer.kind == line["scorer"])
+    found += [truncated(line) for line in _merged(counts, (TRUNCATED, "truncated_selected", "limit"))]
     for line in _merged(counts, ("failed", "reasons")):
         if line["failed"] >= FEW:
             found += [part(scores, texts, line["scorer"]) for part in (in_one_group, in_long_rows)]
@@ -144,11 +146,17 @@ def truncated(line: Mapping[str, Any]) -> Alarm | None:
         return None
     chosen = line.get("truncated_selected")
     of_these = f", {chosen:,} of them selected" if chosen else ""
+    limit = line.get("limit", "max_tokens")
     says = (
-        f"{line['scorer']} cut {_share(line[TRUNCATED], line['rows'])} to `max_tokens`{of_these}: the score "
-        "says nothing of the rest. Raise `max_tokens`, or use a model with a longer context"
+        f"{line['scorer']} cut {_share(line[TRUNCATED], line['rows'])} to `{limit}`{of_these}: the score "
+        f"says nothing of the rest. Raise `{limit}`, or use a model with a longer context"
     )
     return Alarm("truncated", line["scorer"], says, None, line[TRUNCATED])
+
+
+def _limit(scorer: Scorer) -> str:
+    """The setting that cuts a scorer's texts: a judge counts characters."""
+    return "max_characters" if "max_characters" in type(scorer).model_fields else "max_tokens"
 
 
 def in_one_group(scores: pl.DataFrame, texts: pl.Series, kinds: str) -> Alarm | None:

@@ -106,6 +106,11 @@ class Judge(Scorer):
             found["judge.sd"] = pl.Float64()
         return found | ({"judge.reason": pl.String()} if self.reasons else {})
 
+    def at_once(self) -> int:
+        """As many as the server is to be asked at a time; fewer under a cap, which whole chunks keep to."""
+        capped = self.max_cost is not None or self.max_tokens_total is not None
+        return 1 if capped else self.server.concurrency
+
     def environment(self) -> dict[str, str]:
         """What the server tells about the model, or the revision; and the words of the rubric."""
         from karat.scorers.server.served_model import served_facts

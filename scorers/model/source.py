@@ -152,6 +152,10 @@ class ModelScorer(Scorer):
             facts["adapter"] = model_files_digest(self.adapter, None)
         return facts
 
+    def at_once(self) -> int:
+        """As many as a server is to be asked at a time."""
+        return 1 if self.server is None else self.server.concurrency
+
     def source(self) -> tuple[Any, ...]:
         """What two scorers must agree on to share a pass."""
         return (

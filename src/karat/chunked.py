@@ -152,7 +152,8 @@ def cut(
     """
     tasks = []
     for lacking, missing in _together(works):
-        size = max(16, min(MAX_CHUNK_ROWS, -(-max(work.contents for work in lacking) // 48)))
+        share = max(-(-work.contents // 48) for work in lacking)
+        size = max(16, min(MAX_CHUNK_ROWS, max(share, *(work.scorer.at_once() for work in lacking))))
         for block in missing.with_columns(block=pl.col("place") // size).partition_by(
             "block", maintain_order=True
         ):

@@ -124,6 +124,10 @@ class Scorer(Part, ABC):
     def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Score one chunk: `id`, the columns of `columns()`, and `<kind>.status` (null where all is well)."""
 
+    def at_once(self) -> int:
+        """How many rows of a chunk are under way together; chunks hold as many at least, if there are."""
+        return 1
+
     def shares(self) -> Hashable | None:
         """Scorers with equal keys are scored together, in one pass over what they share (a model)."""
         return None

@@ -100,9 +100,8 @@ def score_prepared(
     contents = _contents(group, view)
     distinct = contents.filter(pl.col("id") == pl.col("first")).drop("first")
     # Small enough that every worker gets several blocks, so that none is idle for long at the end.
-    chunk_rows = _positive(
-        "chunk_rows", chunk_rows, max(1, min(CHUNK_ROWS, -(-distinct.height // (4 * workers))))
-    )
+    share = max(-(-distinct.height // (4 * workers)), *(scorer.at_once() for scorer in group))
+    chunk_rows = _positive("chunk_rows", chunk_rows, min(CHUNK_ROWS, share))
     blocks = [[empty_scores(scorer)] for scorer in group]
     started, done = time.perf_counter(), 0
     in_order = _in_order(group, prepared, chunks(distinct, chunk_rows), workers)

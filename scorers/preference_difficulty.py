@@ -61,7 +61,8 @@ class PreferenceDifficulty(DecoderScorer):
             found = response_given_prompt(pair, tokenizer, self.max_tokens)
             if isinstance(found, str):
                 return f"{found} ({name})" if found == "no token to predict" else found
-            requests.append(Request(found.ids, found.predicting))
+            # What stands before the first answered token is the same for both, and runs once.
+            requests.append(Request(found.ids, found.predicting, prefix=found.predicting[0]))
             truncated |= found.truncated
         return Asking(tuple(requests), truncated)
 

@@ -344,7 +344,7 @@ def in_bytes(layer: torch.nn.Linear) -> torch.nn.Module:
     ("made", "message"),
     [
         (doubling, "not its output layer times its last hidden states"),
-        (Deep, "is Deep, not a linear layer"),
+        (Deep, r"Deep, not a linear layer"),
         (in_bytes, "keep the output layer unquantised"),
     ],
 )

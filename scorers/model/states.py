@@ -103,28 +103,31 @@ def together(
     """The states of several sequences of one batch; their sums over the vocabulary are computed at once.
 
     asked: (row of the batch, ids, positions, the place of the row's first hidden state in the sequence).
+    What is asked several times is computed once: how often must not change the last bits, which depend on
+    how many positions a product has.
     """
+    distinct = dict.fromkeys(asked)
     device = hidden_btd.device
-    rows_n = [row for row, _, positions, _ in asked for _ in positions]
-    places_n = [place - start for _, _, positions, start in asked for place in positions]
+    rows_n = [row for row, _, positions, _ in distinct for _ in positions]
+    places_n = [place - start for _, _, positions, start in distinct for place in positions]
     places = torch.tensor([rows_n, places_n], dtype=torch.long, device=device)
     hidden_nd = hidden_btd[places[0], places[1]]
     batch = States(torch.arange(0), hidden_nd, torch.arange(0), head)
-    found, done = [], 0
-    for _, ids, positions, _ in asked:
+    found: dict[tuple[int, tuple[int, ...], tuple[int, ...], int], States] = {}
+    done = 0
+    for question in distinct:
+        _, ids, positions, _ = question
         mine = slice(done, done + len(positions))
         following = [ids[place + 1] if place + 1 < len(ids) else -1 for place in positions]
-        found.append(
-            States(
-                torch.tensor(positions, dtype=torch.long, device=device),
-                hidden_nd[mine],
-                torch.tensor(following, dtype=torch.long, device=device),
-                head,
-                _slice_of(batch, mine),
-            )
+        found[question] = States(
+            torch.tensor(positions, dtype=torch.long, device=device),
+            hidden_nd[mine],
+            torch.tensor(following, dtype=torch.long, device=device),
+            head,
+            _slice_of(batch, mine),
         )
         done = mine.stop
-    return found
+    return [found[question] for question in asked]
 
 
 def _slice_of(batch: States, mine: slice) -> Callable[[], Sums]:

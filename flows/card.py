@@ -63,6 +63,7 @@ def _describe(facts: Facts) -> str:
             ]
         ),
         "",
+        *_statuses(_sequence(run.get("statuses"))),
         "| column | type |",
         "|---|---|",
         *(f"| {escape(name)} | {escape(kind)} |" for name, kind in facts.columns.items()),
@@ -105,6 +106,23 @@ def _source(config: Mapping[str, Any]) -> str:
     if isinstance(data, Mapping):
         data = data.get("name") or data.get("path") or data.get("packages") or data.get("kind")
     return ", ".join(escape(each) for each in _sequence(data))
+
+
+def _statuses(lines: Sequence[Any]) -> list[str]:
+    """What became of the pool's rows under each scorer that did not simply score them all."""
+    told = [line for line in lines if isinstance(line, Mapping) and line.get("ok") != line.get("rows")]
+    if not told:
+        return []
+    rows = [
+        "| scorer, rows of the pool | ok | truncated | failed | failed because |",
+        "|---|---|---|---|---|",
+    ]
+    for line in told:
+        reasons = [entry for entry in _sequence(line.get("reasons")) if isinstance(entry, Mapping)]
+        why = "; ".join(f"{escape(entry.get('reason'))} ({_number(entry.get('rows'))})" for entry in reasons)
+        counts = " | ".join(_number(line.get(name)) for name in ("ok", "truncated", "failed"))
+        rows.append(f"| {escape(line.get('scorer'))} | {counts} | {why} |")
+    return [*rows, ""]
 
 
 def _training(training: Mapping[str, Any]) -> list[str]:

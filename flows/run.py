@@ -10,20 +10,23 @@ import polars as pl
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from karat.alarms import alarms
 from karat.config import Config, Loaded, load_config
-from karat.estimates import estimate_warnings
+from karat.flows.model import keep_model
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, check_folders, gather, run_key
-from karat.length_correlation import length_correlations, length_warnings
+from karat.length_correlation import length_correlations
 from karat.reasons import kind_of_reason
-from karat.record import Record, finished, versions, write_record
+from karat.record import MODEL, Record, finished, versions, write_record
 from karat.report import write_report
 from karat.reweight.select.budgeted import Budgeted
 from karat.score_engine import cores
+from karat.statuses import status_counts
 from karat.store import Store, alone, sweep
+from karat.vector_columns import vector_columns, vector_facts
 
 
 @flow(
@@ -59,7 +62,11 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
     table = score_stage(loaded, inputs, store, record)
     selection = select_stage(config, table, record)
     export_stage(config, inputs, selection, record)
-    training = train_stage(config, inputs, selection, store, record) if config.train is not None else None
+    training = None
+    if config.train is not None:
+        training = train_stage(config, inputs, selection, store, record)
+    else:
+        keep_model(None, config.out / MODEL)
     done = _facts(config, inputs, selection, training, record.warnings)
     with record.stage("report"):
         # The report reads run.json; without a key it is the record of an unfinished run.
@@ -79,7 +86,8 @@ def _facts(
 ) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     columns = config.score_columns()
-    lengths = length_correlations(selection, inputs.view["text"], columns, settings["scorers"])
+    texts = inputs.view["text"]
+    found = alarms(selection, texts, config.scorers)
     return {
         "karat": versions()["karat"],
         "name": config.name,
@@ -96,10 +104,12 @@ def _facts(
         "warnings": [
             *inputs.warnings,
             *notes,
-            *estimate_warnings(selection),
-            *length_warnings(lengths),
+            *(alarm.says for alarm in found),
         ],
-        "length_correlations": lengths,
+        "alarms": [alarm.as_dict() for alarm in found],
+        "statuses": status_counts(selection, [scorer.kind for scorer in config.scorers]),
+        "vectors": [vector_facts(selection, name).as_dict() for name in vector_columns(selection)],
+        "length_correlations": length_correlations(selection, texts, columns, settings["scorers"]),
         "group_column": config.data.columns.group,
         "training": training,
     }

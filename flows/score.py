@@ -9,12 +9,14 @@ import polars as pl
 
 from karat.chunked import Pending, cut, notes_on, pending, plan_fit, score_table
 from karat.config import Loaded
-from karat.deriving import derived_scorers, derived_table
+from karat.deriving import derived_scorers, derived_table, scorers_of_reference
 from karat.flows.tasks import run_chunks, run_fit
 from karat.inputs import Inputs, check_tokens
 from karat.parts import DerivedScorer, Scorer
 from karat.progress import current
 from karat.record import Record
+from karat.score_engine import groups
+from karat.scorers.model.holding import release
 from karat.store import Store
 
 
@@ -24,18 +26,42 @@ def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) ->
     measuring = [scorer for scorer in config.scorers if not isinstance(scorer, DerivedScorer)]
     works: dict[str, Pending] = {}
     try:
-        for scorer in sorted(measuring, key=lambda scorer: scorer.kind != "length"):
-            works[scorer.kind] = _score(scorer, inputs, store, record)
-            record.warnings += notes_on(works[scorer.kind], store)
-            if scorer.kind == "length":
+        for group in groups(sorted(measuring, key=lambda scorer: scorer.kind != "length")):
+            found = _score(group, inputs.view, inputs, store, record)
+            works |= found
+            for work in found.values():
+                record.warnings += notes_on(work, store)
+            if group[0].kind == "length":
                 check_tokens(loaded, inputs, score_table(inputs.view, [works["length"]], store))
+        reference = _reference(config.scorers, inputs, store, record)
     finally:
+        release()  # training may follow, and needs the memory
         shutil.rmtree(store.work(), ignore_errors=True)
     table = score_table(inputs.view, [works[scorer.kind] for scorer in measuring], store)
-    return _derive(config.scorers, table, inputs, record)
+    return _derive(config.scorers, table, inputs.view, reference, record)
 
 
-def _derive(scorers: Sequence[Scorer], table: pl.DataFrame, inputs: Inputs, record: Record) -> pl.DataFrame:
+def _reference(
+    scorers: Sequence[Scorer], inputs: Inputs, store: Store, record: Record
+) -> pl.DataFrame | None:
+    """The reference's rows, with the columns that derived scorers read of them."""
+    found = inputs.reference
+    if found is None:
+        return None
+    for scorer in scorers_of_reference(scorers):
+        works = _score([scorer], found, inputs, store, record, " of the reference")
+        table = score_table(found, list(works.values()), store)
+        found = found.with_columns(table.select(list(scorer.columns())))
+    return found
+
+
+def _derive(
+    scorers: Sequence[Scorer],
+    table: pl.DataFrame,
+    view: pl.DataFrame,
+    reference: pl.DataFrame | None,
+    record: Record,
+) -> pl.DataFrame:
     """Derived columns are cheap and depend on the whole table, so they are always computed anew."""
     derived = derived_scorers(scorers)
     if not derived:
@@ -43,22 +69,31 @@ def _derive(scorers: Sequence[Scorer], table: pl.DataFrame, inputs: Inputs, reco
     stage = f"score {', '.join(scorer.kind for scorer in derived)}"
     with record.stage(stage) as timing:
         timing.note = "from " + ", ".join(dict.fromkeys(name for part in derived for name in part.sources()))
-        table = derived_table(scorers, table, inputs.view, inputs.reference)
+        table = derived_table(scorers, table, view, reference)
         current().finish(stage, timing.note)
     return table
 
 
-def _score(scorer: Scorer, inputs: Inputs, store: Store, record: Record) -> Pending:
-    stage = f"score {scorer.kind}"
+def _score(
+    group: Sequence[Scorer], view: pl.DataFrame, inputs: Inputs, store: Store, record: Record, of: str = ""
+) -> dict[str, Pending]:
+    """What the store lacks of scorers that share a pass, for the rows of a view."""
+    stage = f"score {' + '.join(scorer.kind for scorer in group)}{of}"
     with record.stage(stage) as timing:
-        work = pending(scorer, inputs.view, inputs.reference, store)
-        if work.damaged:
-            current().finish(stage, f"{work.damaged} damaged files removed, their rows are scored again")
-        timing.computed = work.missing.height > 0
-        timing.note = f"{work.missing.height:,} scored, {work.known:,} in the store"
+        works = [pending(scorer, view, inputs.reference, store) for scorer in group]
+        damaged = sum(work.damaged for work in works)
+        if damaged:
+            current().finish(stage, f"{damaged} damaged files removed, their rows are scored again")
+        missing = max(work.missing.height for work in works)
+        timing.computed = missing > 0
+        timing.note = f"{missing:,} scored, {min(work.known for work in works):,} in the store"
         if timing.computed:
-            fit = plan_fit(work, inputs.view, inputs.reference_file, store)
-            fitted = run_fit(fit, f"fit {scorer.kind}") if fit else None
-            run_chunks(cut(work, inputs.reference_file, store, fitted), stage)
+            fits = [plan_fit(work, view, inputs.reference_file, store) for work in works]
+            fitted = {
+                work.key: run_fit(fit, f"fit {work.scorer.kind}")
+                for work, fit in zip(works, fits, strict=True)
+                if fit is not None
+            }
+            run_chunks(cut(works, inputs.reference_file, store, fitted), stage)
         current().finish(stage, timing.note)
-    return work
+    return {work.scorer.kind: work for work in works}

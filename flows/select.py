@@ -17,9 +17,9 @@ def select_stage(config: Config, table: pl.DataFrame, record: Record) -> pl.Data
     """Write selection.parquet: id, weight, reason, rank, every score; one row for each row of the pool."""
     with record.stage("select") as timing:
         decided = ranked(config.select, table)
-        selection = pl.concat(
-            [decided.select("id", "weight", "reason", "rank"), table.drop("id")], how="horizontal"
-        )
+        record.warnings += [f"{config.select.kind}: {note}" for note in config.select.notes(table, decided)]
+        rest = table.drop("id", *decided.columns, strict=False)
+        selection = pl.concat([decided, rest], how="horizontal")
         if selection["group"].null_count() == selection.height:
             selection = selection.drop("group")
         write_parquet(selection, config.out / "selection.parquet")
@@ -33,7 +33,7 @@ def export_stage(config: Config, inputs: Inputs, selection: pl.DataFrame, record
     """Write dataset/: the kept rows with their own columns, weight and scores."""
     with record.stage("export") as timing:
         original = inputs.pool.original()
-        frame = exported(original, selection, inputs.pool.about["id_column"])
+        frame = exported(original, selection, inputs.pool.about["id_column"], vectors=config.export.vectors)
         files = write_dataset(frame, config.out / "dataset", config.export.shard_rows)
         timing.note = f"{frame.height:,} rows in {len(files)} file{'s' if len(files) > 1 else ''}"
         current().finish("export", timing.note)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -13,7 +13,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
 from karat.chunked import Chunk, Fit, fit_file, score_file
-from karat.progress import current, ticker
+from karat.interrupts import telling_waiters
+from karat.progress import current, rate, spending, ticker
 
 HEAR_SECONDS = 0.3
 
@@ -22,9 +23,10 @@ plain = {"cache_policy": NO_CACHE, "persist_result": False, "log_prints": False}
 
 
 @task(name="score chunk", task_run_name="score {name}", **plain)  # type: ignore[call-overload, untyped-decorator]
-def score_chunk_task(chunk: Chunk, name: str) -> int:
-    """Score one chunk file."""
-    return score_file(chunk)
+def score_chunk_task(chunk: Chunk, name: str) -> tuple[int, int]:
+    """Score one chunk file; returns its rows and the tokens that models ran for it."""
+    with spending() as spent:
+        return score_file(chunk), spent["tokens"]
 
 
 @task(name="fit scorer", task_run_name="fit {name}", **plain)  # type: ignore[call-overload, untyped-decorator]
@@ -45,7 +47,7 @@ def run_chunks(chunks: Sequence[Chunk], stage: str) -> int:
     """Map the chunks over the flow's task runner, with progress in rows; returns the rows scored."""
     total = sum(chunk.count for chunk in chunks)
     current().start(stage, total, "rows")
-    futures = [score_chunk_task.submit(chunk, Path(chunk.result).stem[:8]) for chunk in chunks]
+    futures = [score_chunk_task.submit(chunk, chunk.name[:8]) for chunk in chunks]
     return _collect(futures, stage)
 
 
@@ -58,16 +60,19 @@ def as_finished(futures: Sequence[PrefectFuture[Any]]) -> Iterator[PrefectFuture
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     for future in futures:
         future.add_done_callback(ended.put)
-    for _ in futures:
-        while True:
-            with suppress(Empty):
-                yield ended.get(timeout=HEAR_SECONDS)
-                break
+    with telling_waiters():
+        for _ in futures:
+            while True:
+                with suppress(Empty):
+                    yield ended.get(timeout=HEAR_SECONDS)
+                    break
 
 
 def _collect(futures: list[PrefectFuture[Any]], stage: str) -> int:
-    done = 0
+    done = tokens = 0
+    began = time.monotonic()
     for future in as_finished(futures):
-        done += future.result()
-        current().advance(stage, done)
+        rows, ran = future.result()
+        done, tokens = done + rows, tokens + ran
+        current().advance(stage, done, rate(tokens, time.monotonic() - began, "tokens"))
     return done

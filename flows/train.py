@@ -14,10 +14,11 @@ import polars as pl
 from prefect import task
 
 from karat.config import Config
+from karat.flows.model import keep_model
 from karat.flows.tasks import as_finished, plain
 from karat.inputs import Inputs
 from karat.progress import current
-from karat.record import Record, versions
+from karat.record import MODEL, Record, versions
 from karat.reweight.select.matched import matched_control
 from karat.score_engine import cores
 from karat.store import Store, keep, key_of, write_json, write_parquet
@@ -103,8 +104,11 @@ def train_stage(
                 current().finish(f"train {label}", "done")
                 current().advance("train", done)
         current().finish("train", timing.note)
+    # The first arm is the selection with its first seed.
+    kept = keep_model(folders[0], config.out / MODEL, planned[0].seed)
     results = [ArmResult.read(folder) for folder in folders]
-    return summary(settings, [(arm, result) for arm, result in zip(planned, results, strict=True) if result])
+    complete = [(arm, result) for arm, result in zip(planned, results, strict=True) if result]
+    return summary(settings, complete) | {"folder": MODEL if kept else None}
 
 
 def _done(folder: Path) -> bool:

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from karat.reweight.online import LinUpper as LinUpper
     from karat.reweight.online import Quadratic as Quadratic
     from karat.reweight.online import Static as Static
+    from karat.reweight.select import DeitaDiverse as DeitaDiverse
+    from karat.reweight.select import FacilityLocation as FacilityLocation
     from karat.reweight.select import GumbelTopK as GumbelTopK
+    from karat.reweight.select import KCenter as KCenter
     from karat.reweight.select import MatchedRandom as MatchedRandom
     from karat.reweight.select import Random as Random
     from karat.reweight.select import Threshold as Threshold
     from karat.reweight.select import TopK as TopK
+    from karat.reweight.select import Topsis as Topsis
+    from karat.reweight.select import VoteK as VoteK
 
 __getattr__ = lazy_members(__name__, by_class_name({**_SELECT, **_ONLINE}))

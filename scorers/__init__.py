@@ -13,17 +13,43 @@ from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
     from karat.scorers.cross_entropy_difference import CrossEntropyDifference as CrossEntropyDifference
+    from karat.scorers.deita import Deita as Deita
+    from karat.scorers.deita_complexity import DeitaComplexity as DeitaComplexity
+    from karat.scorers.deita_quality import DeitaQuality as DeitaQuality
+    from karat.scorers.donod import Donod as Donod
     from karat.scorers.dsir import Dsir as Dsir
+    from karat.scorers.embedding import Embedding as Embedding
+    from karat.scorers.ifd import Ifd as Ifd
+    from karat.scorers.judge import Judge as Judge
     from karat.scorers.length import Length as Length
     from karat.scorers.length_control import LengthControl as LengthControl
+    from karat.scorers.loss import Loss as Loss
+    from karat.scorers.nearest_embedding import NearestEmbedding as NearestEmbedding
     from karat.scorers.nearest_target import NearestTarget as NearestTarget
+    from karat.scorers.perplexity import Perplexity as Perplexity
+    from karat.scorers.preference_difficulty import PreferenceDifficulty as PreferenceDifficulty
+    from karat.scorers.reward_model import RewardModel as RewardModel
+    from karat.scorers.selective_ifd import SelectiveIfd as SelectiveIfd
     from karat.scorers.zip_fit import ZipFit as ZipFit
 
 MEMBERS = {
+    "deita": "karat.scorers.deita:Deita",
+    "deita_complexity": "karat.scorers.deita_complexity:DeitaComplexity",
+    "deita_quality": "karat.scorers.deita_quality:DeitaQuality",
+    "preference_difficulty": "karat.scorers.preference_difficulty:PreferenceDifficulty",
+    "donod": "karat.scorers.donod:Donod",
+    "loss": "karat.scorers.loss:Loss",
+    "ifd": "karat.scorers.ifd:Ifd",
+    "selective_ifd": "karat.scorers.selective_ifd:SelectiveIfd",
+    "perplexity": "karat.scorers.perplexity:Perplexity",
     "cross_entropy_difference": "karat.scorers.cross_entropy_difference:CrossEntropyDifference",
     "dsir": "karat.scorers.dsir:Dsir",
+    "judge": "karat.scorers.judge:Judge",
+    "embedding": "karat.scorers.embedding:Embedding",
+    "reward_model": "karat.scorers.reward_model:RewardModel",
     "length": "karat.scorers.length:Length",
     "length_control": "karat.scorers.length_control:LengthControl",
+    "nearest_embedding": "karat.scorers.nearest_embedding:NearestEmbedding",
     "nearest_target": "karat.scorers.nearest_target:NearestTarget",
     "zip_fit": "karat.scorers.zip_fit:ZipFit",
 }

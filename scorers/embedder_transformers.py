@@ -12,15 +12,15 @@ from pydantic import Field
 from karat.fitting import Arrays
 from karat.scorers.embedder_models import ModelEmbedder, quiet, unusable
 from karat.scorers.embedders import Encoded, Encoder
+from karat.scorers.model.pooling import Pooling
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
-
-Pooling = Literal["weighted_mean", "mean", "last"]
+    from karat.scorers.model.states import States
 
 MAX_TOKENS = 2048
+NO_BOUND = 1 << 62
 
 
 class Transformers(ModelEmbedder):
@@ -60,28 +60,36 @@ class Transformers(ModelEmbedder):
 
     def load(self, fitted: Arrays | None) -> Encoder:
         """Load model and tokenizer; threads take turns with them."""
-        import torch
+        from karat.scorers.model.masked_runner import hidden_runner
+        from karat.scorers.model.pooling import pooled, pooled_positions
+        from karat.scorers.model.runner import Request
+        from karat.scorers.model.special_tokens import framed
 
         folder = self.files()
         with quiet():
             tokenizer = self._tokenizer(folder)
             model = self._model(folder).to(self.torch_device()).eval()
         limit = self._limit(model, tokenizer)
+        # Rows bound the batch here, not tokens: with one row at a time no bit depends on the neighbours.
+        runner = hidden_runner(model, tokenizer, NO_BOUND, self.batch)
+        width = _width(model)
         lock = threading.Lock()
 
         def encode(texts: Sequence[str]) -> Encoded:
-            with lock, torch.inference_mode():
-                tokens, truncated = _tokens(tokenizer, texts, limit)
-                vectors = np.zeros((len(texts), _width(model)), np.float32)
-                # By length, so that a batch has little padding; a text without tokens keeps its zeros.
-                order = sorted(
-                    (place for place, ids in enumerate(tokens) if ids), key=lambda p: len(tokens[p])
-                )
-                for start in range(0, len(order), self.batch):
-                    places = order[start : start + self.batch]
-                    states, lengths = _hidden(model, [tokens[place] for place in places])
-                    vectors[places] = pooled(states, lengths, self.pooling).cpu().numpy()
-            return Encoded(vectors, truncated)
+            with lock:
+                found = [framed(tokenizer, text, limit) for text in texts]
+                vectors = np.zeros((len(texts), width), np.float32)
+                # A text without tokens keeps its zeros.
+                places = [place for place, (ids, _) in enumerate(found) if ids]
+                asked = [Request(ids, pooled_positions(self.pooling, len(ids))) for ids, _ in found if ids]
+
+                def consume(index: int, states: States | None) -> None:
+                    if states is None:
+                        raise unusable(self.model, "out of memory", hint="make max_tokens smaller")
+                    vectors[places[index]] = pooled(states.hidden_nd, self.pooling).cpu().numpy()
+
+                runner.run(asked, consume)
+            return Encoded(vectors, np.array([cut for _, cut in found], np.bool_))
 
         return encode
 
@@ -99,6 +107,8 @@ class Transformers(ModelEmbedder):
         import torch
         from transformers import AutoModel
 
+        from karat.scorers.model.from_files import refuse_missing
+
         try:
             model, info = AutoModel.from_pretrained(
                 str(folder),
@@ -110,17 +120,13 @@ class Transformers(ModelEmbedder):
             )
         except Exception as error:  # what a damaged file raises is the library's choice
             raise unusable(self.model, _first_line(error)) from error
-        # Weights that are missing would be drawn at random. The pooler of BERT comes after what is read here.
-        missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
-        if missing:
-            raise unusable(
-                self.model,
-                f"{len(missing)} weights of {type(model).__name__} are missing, such as {missing[0]}",
-            )
-        return model.get_encoder() if model.config.is_encoder_decoder else model
+        refuse_missing(self.model, model, "base", info["missing_keys"])
+        return model.requires_grad_(False)
 
     def _limit(self, model: Any, tokenizer: Any) -> int:
-        limit = _position_limit(model, tokenizer)
+        from karat.scorers.model.described import position_limit
+
+        limit = position_limit(model, tokenizer)
         if self.max_tokens is None:
             return MAX_TOKENS if limit is None else min(MAX_TOKENS, limit)
         if limit is not None and self.max_tokens > limit:
@@ -132,60 +138,9 @@ class Transformers(ModelEmbedder):
         return self.max_tokens
 
 
-def pooled(states: torch.Tensor, lengths: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """[B, D] float32 from hidden states [B, T, D], of which the first `lengths` [B] count."""
-    import torch
-
-    positions = torch.arange(1, states.shape[1] + 1, device=states.device)
-    real = positions <= lengths[:, None]
-    if pooling == "last":
-        weights = (positions == lengths[:, None]).float()
-    else:
-        weights = real * (positions.float() if pooling == "weighted_mean" else 1.0)
-        weights = weights / weights.sum(dim=1, keepdim=True)
-    # What stands at the padding may be anything, even NaN, and NaN times 0 is NaN.
-    kept = states.float().masked_fill(~real[..., None], 0.0)
-    return torch.bmm(weights[:, None], kept)[:, 0]
-
-
-def _tokens(tokenizer: Any, texts: Sequence[str], limit: int) -> tuple[list[list[int]], Any]:
-    """Token ids of each text, at most `limit`, and whether some were cut off [N]."""
-    tokenizer.truncation_side = "right"
-    ids = [list(tokenizer(text, verbose=False)["input_ids"]) for text in texts]
-    truncated = np.array([len(one) > limit for one in ids], np.bool_)
-    for place in np.flatnonzero(truncated).tolist():
-        # The tokenizer cuts, as only it knows which special tokens stay at the end.
-        ids[place] = list(tokenizer(texts[place], truncation=True, max_length=limit)["input_ids"])[:limit]
-    return ids, truncated
-
-
-def _hidden(model: Any, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Last hidden states [B, T, D] and lengths [B] of texts padded on the right."""
-    import torch
-
-    lengths = torch.tensor([len(ids) for ids in tokens], device=model.device)
-    # The padding is masked, so that its token does not matter; 0 is in every vocabulary.
-    padded = [ids + [0] * (int(lengths.max()) - len(ids)) for ids in tokens]
-    ids = torch.tensor(padded, device=model.device)
-    mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-    return model(input_ids=ids, attention_mask=mask).last_hidden_state, lengths
-
-
 def _width(model: Any) -> int:
     config = model.config.get_text_config()
     return int(config.hidden_size)
-
-
-def _position_limit(model: Any, tokenizer: Any) -> int | None:
-    """The most tokens that the model has positions for, as far as its files say."""
-    config = model.config.get_text_config()
-    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
-    table: Any = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
-    if getattr(table, "padding_idx", None) is not None:  # RoBERTa counts its positions from there
-        limits.append(table.num_embeddings - table.padding_idx - 1)
-    # A tokenizer that knows no limit says 10^30.
-    known = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
-    return min(known) if known else None
 
 
 def _first_line(error: BaseException) -> str:

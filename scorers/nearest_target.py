@@ -10,14 +10,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from karat.code_digest import code_digest
 from karat.errors import ScoreError
 from karat.fitting import Arrays, Fitting
 from karat.parts import Scorer
 from karat.scorers.embedders import AnyEmbedder, Encoder, load_embedder
-from karat.scorers.target_cosines import Aggregate, TargetCosines
+from karat.scorers.target_cosines import BEST, Aggregate, TargetCosines, check_best
 from karat.scorers.target_texts import target_texts
 
 
@@ -48,6 +47,8 @@ class NearestTarget(Scorer):
     `max_tokens` tokens of a text, and `nearest_target.truncated` says where that was not all; a warning
     says of how many targets only the beginning was read.
 
+    Where `embedding` runs in the same config, `nearest_embedding` reads its vectors and asks no model again.
+
     Bits: with the TF-IDF embedders a score is the same to the last bit for any chunking and number of
     workers; with a model too as long as `batch` is 1, else within 10⁻⁵ (float32).
 
@@ -77,7 +78,7 @@ class NearestTarget(Scorer):
     aggregate: Aggregate = Field(
         default="top", description="over targets: mean; max, the nearest; top, the mean of the `best` nearest"
     )
-    best: int = Field(default=5, ge=1, description="nearest targets that count, for aggregate: top")
+    best: int = Field(default=BEST, ge=1, description="nearest targets that count, for aggregate: top")
     embedder: AnyEmbedder = Field(
         default_factory=lambda: load_embedder("tfidf_svd"),
         description="tfidf_svd, tfidf, a model by path or Hub id, or a mapping with kind",
@@ -85,12 +86,7 @@ class NearestTarget(Scorer):
 
     @model_validator(mode="after")
     def _best_is_used(self) -> NearestTarget:
-        if self.aggregate != "top" and self.best != 5:
-            raise PydanticCustomError(
-                "best",
-                "`best` counts for aggregate: top only, not for {aggregate}",
-                {"aggregate": self.aggregate},
-            )
+        check_best(self.aggregate, self.best)
         return self
 
     def environment(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import PydanticCustomError
 
 from karat.scorers.unit_rows import as_sparse, unit_rows
 
@@ -13,10 +14,22 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 Aggregate = Literal["mean", "max", "top"]
+BEST = 5
+"""Nearest targets that `top` takes, unless it is told otherwise."""
 
 INDEX_FROM = 10_000
 """From so many dense targets on, faiss looks for the nearest ones."""
 _BLOCK_NUMBERS = 1 << 21
+
+
+def check_best(aggregate: Aggregate, best: int) -> None:
+    """Refuse a number of nearest targets that would count for nothing; raises PydanticCustomError."""
+    if aggregate != "top" and best != BEST:
+        raise PydanticCustomError(
+            "best",
+            "`best` counts for aggregate: top only, not for {aggregate}",
+            {"aggregate": aggregate},
+        )
 
 
 class TargetCosines:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import shutil
 import warnings
 from collections.abc import Callable
@@ -41,7 +40,7 @@ from karat.score_engine import score_view
 from karat.scorers.embedder_models import model_facts
 from karat.scorers.embedder_pretrained import Pretrained
 from karat.scorers.embedder_sentence import SentenceTransformers
-from karat.scorers.embedder_transformers import Transformers, pooled
+from karat.scorers.embedder_transformers import Transformers
 from karat.scorers.embedders import Encoded
 from karat.scorers.nearest_target import NearestTarget
 
@@ -135,14 +134,6 @@ def test_pooling_is_the_definition(folders: dict[str, Path], pooling: Any) -> No
         np.testing.assert_allclose(vector, slow_vector(folders["llama"], text, pooling), atol=2e-6)
 
 
-def test_pooling_by_hand_with_rubbish_at_the_padding() -> None:
-    states = torch.tensor([[[1.0], [2.0], [6.0]], [[4.0], [math.nan], [math.inf]]])
-    lengths = torch.tensor([3, 1])
-    assert pooled(states, lengths, "weighted_mean").tolist() == [[pytest.approx((1 + 4 + 18) / 6)], [4.0]]
-    assert pooled(states, lengths, "mean").tolist() == [[3.0], [4.0]]
-    assert pooled(states, lengths, "last").tolist() == [[6.0], [4.0]]
-
-
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("pooling", ["weighted_mean", "last"])
 def test_batches_and_padding_change_rounding_only(folders: dict[str, Path], name: str, pooling: Any) -> None:
@@ -218,7 +209,7 @@ def test_a_run_says_it_each_time_though_nothing_is_scored_again(
         work = pending(scorer, view, view, store)
         assert work.missing.height == missing
         with ThreadPoolExecutor(4) as threads:
-            list(threads.map(score_file, cut(work, keep(view, store.reference(view)), store)))
+            list(threads.map(score_file, cut([work], keep(view, store.reference(view)), store)))
         assert notes_on(work, store) == [
             "nearest_target: 1 of 100 reference rows are longer than the model reads, and only their "
             "beginning counts (`max_tokens`)"

@@ -129,10 +129,14 @@ def test_two_scorers_of_one_kind_cannot_share_a_status() -> None:
 
 def test_numbers_of_rows_and_paths_in_what_to_try_next(capsys: pytest.CaptureFixture[str]) -> None:
     counts = {"selected": 1, "rows": 2, "tokens": None, "skipped": {"not JSON": 1}, "no_score": {"s.x": 2}}
-    done = {"counts": counts, "warnings": [], "training": None, "config": {"select": {"kind": "threshold"}}}
+    why = [{"reason": "no text", "rows": 2, "example": "7"}]
+    status = {"scorer": "s", "rows": 2, "ok": 0, "truncated": 0, "failed": 2, "reasons": why}
+    done = {"counts": counts, "warnings": [], "training": None, "statuses": [status]}
+    done["config"] = {"select": {"kind": "threshold"}}
     summary(done, Path.cwd() / "runs" / "a b", Path("c d.yaml"))
     said = capsys.readouterr().out
-    assert "kept 1 of 2 rows\n1 row skipped: not JSON\n2 rows without s.x\n" in said
+    assert "kept 1 of 2 rows\n1 row skipped: not JSON\ns: 2 failed\n" in said
+    assert "\n  2 failed: no text (for example id '7')\n" in said
     assert "next: karat run 'c d.yaml' select.KEY=VALUE" in said
     assert "karat push 'runs/a b' user/name" in said
     assert "budget" not in said

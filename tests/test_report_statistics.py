@@ -82,6 +82,8 @@ def test_strong_begins_above_six_tenths_of_either(sign: int) -> None:
     ranks = pl.Series([1, 2, 3, 4, 5, 6, 7, 8, 9])
     linear = pl.Series([0.0, 0, 0, 0, 0, 0, 0, 0, 1])  # Pearson .548, Spearman the same: not strong
     assert not correlation(linear, ranks)["strong"]
+    exactly = [2, 1, 5, 3, 4]  # 0.6 by hand, and 0.6000000000000001 as computed
+    assert not correlation(pl.Series(exactly), ranks[:5])["strong"]
     for pair in ([3.0] * 9, [None] * 9):
         assert not correlation(pl.Series(pair, dtype=pl.Float64), ranks)["strong"]
     assert correlation(pl.Series([1.0, 2.0]), pl.Series([1, 2]))["spearman"] is None

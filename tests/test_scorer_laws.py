@@ -13,13 +13,18 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from served_stub import ServedStub
+from tiny_encoders import tiny_folder
+from tiny_models import tiny_model
 
 from karat.deriving import derive_columns
 from karat.parts import DerivedScorer, Scorer
 from karat.registry import load
+from karat.rows import VIEW
 from karat.score_engine import score_view
 from karat.scorers import MEMBERS
 from karat.scorers.length import Length
+from karat.scorers.model.source import ModelScorer
 
 # Derived scorers read the columns of `length` here.
 DERIVED: tuple[dict[str, Any], ...] = (
@@ -28,18 +33,64 @@ DERIVED: tuple[dict[str, Any], ...] = (
     {"method": "match"},
     {"method": "match", "largest": False, "of": ["length.tokens", "length.bytes"]},
 )
+# One sequence at a time: in another batch the last bits differ.
+ASKS: dict[str, Any] = {"model": tiny_model("llama"), "max_tokens": 48, "batch_tokens": 1}
+ASKS_GPT2: dict[str, Any] = {**ASKS, "model": tiny_model("gpt2")}
+# deita's own words are some hundred and fifty bytes.
+PROMPTED: dict[str, Any] = {**ASKS, "max_tokens": 200}
+ASKS_BERT: dict[str, Any] = {**ASKS, "model": tiny_folder("bert")}
+JUDGES: dict[str, Any] = {**ASKS, "model": tiny_folder("bert", "ForSequenceClassification", 1)}
+JUDGES_LLAMA: dict[str, Any] = {**ASKS, "model": tiny_folder("llama", "ForSequenceClassification", 3)}
+# A value that differs from the default, for what all scorers of models can be told.
+MODEL_CHANGES: dict[str, Any] = {
+    "model": tiny_model("gpt2"),
+    "revision": "main",
+    "adapter": tiny_model("gpt2"),
+    "dtype": "float64",
+    "quantization": "8bit",
+    "max_tokens": 47,
+    "trust_remote_code": True,
+}
+# A judge that likes some lengths; it answers in this process, for as long as the tests run.
+JUDGE = ServedStub(name="judge")
+JUDGE.judge = lambda body: json.dumps({"score": 1 + len(body["messages"][1]["content"]) % 40 / 10})
+ASKS_JUDGE: dict[str, Any] = {"model": "judge", "server": JUDGE.url, "revision": "1"}
 # How to make each member: settings to try, and for every setting a value that differs from the default.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "cross_entropy_difference": [{}, {"level": "words", "order": 2}, {"general": "pool", "order": 3}],
+    "deita": [
+        {"complexity": "length.tokens", "quality": "length.bytes"},
+        {"complexity": "length.tokens", "quality": "length.bytes", "turns": "mean"},
+    ],
+    "deita_complexity": [PROMPTED, {**PROMPTED, "turns": "mean"}],
+    "deita_quality": [PROMPTED, {**ASKS_GPT2, "max_tokens": 180, "turns": "mean"}],
+    "donod": [
+        ASKS,
+        {**ASKS_GPT2, "tied": "exact"},
+        {**ASKS, "optimizer": "adamw", "weight_decay": 0.01},
+    ],
     "dsir": [{}, {"smoothing": 1e-8, "ngrams": 3}, {"tokens": "characters", "buckets": 97}],
+    "ifd": [ASKS, {**ASKS_GPT2, "ratio": "loss", "cue": "### Response:", "token_deltas": True}],
+    "judge": [ASKS_JUDGE, {**ASKS_JUDGE, "samples": 2, "temperature": 1, "reasons": True}],
     "length": [{}, {"tokenizer": "bytes"}],
     "length_control": [{"of": "length.tokens", **more} for more in DERIVED],
+    "loss": [ASKS],
+    "embedding": [
+        ASKS,
+        {**ASKS_BERT, "normalize": True},
+        {**ASKS_GPT2, "pooling": "weighted_mean", "form": "response", "dtype": "bfloat16"},
+    ],
+    "nearest_embedding": [{}, {"aggregate": "max"}, {"aggregate": "mean"}, {"best": 2}],
     "nearest_target": [
         {},
         {"aggregate": "max"},
         {"aggregate": "mean", "embedder": "tfidf"},
         {"embedder": "tfidf"},
     ],
+    "perplexity": [ASKS, {**ASKS_GPT2, "dtype": "bfloat16"}],
+    "preference_difficulty": [ASKS, {**ASKS_GPT2, "max_tokens": 24}],
+    "selective_ifd": [{"share": 1.0}, {"within": "row"}],
+    "reward_model": [JUDGES, {**JUDGES_LLAMA, "label": 1, "template": "plain"}],
     "zip_fit": [
         {},
         {"level": 9},
@@ -60,8 +111,40 @@ CHANGES: dict[str, dict[str, Any]] = {
         "seed": 1,
         "leave_one_out": False,
     },
+    "deita": {"complexity": "length.characters", "quality": "length.tokens", "turns": "mean"},
+    "deita_complexity": {**MODEL_CHANGES, "turns": "mean"},
+    "deita_quality": {**MODEL_CHANGES, "turns": "mean"},
+    "donod": {
+        **MODEL_CHANGES,
+        "lr": 1e-3,
+        "optimizer": "adamw",
+        "tied": "exact",
+        "eps": {"optimizer": "adamw", "eps": 1e-6},
+        "weight_decay": {"optimizer": "adamw", "weight_decay": 0.1},
+    },
     "dsir": {"ngrams": 1, "buckets": 1_000, "smoothing": 1e-8, "tokens": "characters"},
+    "ifd": {**MODEL_CHANGES, "ratio": "loss", "cue": "Answer:", "token_deltas": True},
+    "judge": {
+        "model": "other",
+        "revision": "2",
+        "lowest": 0,
+        "highest": 6,
+        "answer": "line",
+        "samples": {"samples": 3, "temperature": 0.5},
+        "temperature": 0.5,
+        "seed": 1,
+        "max_answer_tokens": 64,
+        "max_characters": 99,
+        "reasons": True,
+        "request": {"request": {"top_p": 0.9}},
+    },
     "length": {"tokenizer": "bytes"},
+    "loss": MODEL_CHANGES,
+    "perplexity": MODEL_CHANGES,
+    "preference_difficulty": MODEL_CHANGES,
+    "selective_ifd": {"share": 0.75, "within": "row"},
+    "embedding": {**MODEL_CHANGES, "pooling": "mean", "form": "prompt", "normalize": True},
+    "reward_model": {**MODEL_CHANGES, "label": 0, "template": "pair"},
     "zip_fit": {
         "level": 7,
         "compressor": "lz4",
@@ -78,12 +161,12 @@ CHANGES: dict[str, dict[str, Any]] = {
         "bins": 2,
         "largest": False,
     },
+    "nearest_embedding": {"aggregate": "max", "best": 3, "vectors": "mine.vector"},
     "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
 }
 SCORERS: list[Scorer] = [
     load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries
 ]
-VIEW = ("id", "text", "prompt", "response", "group")
 
 TEXTS: list[str | None] = [
     "def add(a, b):\n    return a + b",
@@ -114,12 +197,36 @@ def view(texts: list[str | None], ids: list[str] | None = None) -> pl.DataFrame:
     columns: dict[str, list[str | None]] = {
         name: {"id": list[str | None](ids), "text": texts}.get(name, [None] * len(texts)) for name in VIEW
     }
-    return pl.DataFrame(columns, dict.fromkeys(VIEW, pl.String))
+    return pl.DataFrame(columns, VIEW)
+
+
+def vectors_of(rows: pl.DataFrame) -> pl.Series:
+    numbers = (
+        pl.col("text").str.len_bytes(),
+        pl.col("text").str.len_chars(),
+        1 - pl.col("text").str.len_chars(),
+    )
+    made = pl.concat_arr([number.cast(pl.Float32) for number in numbers])
+    return rows.select(pl.when(pl.col("text").is_not_null()).then(made).alias("embedding.vector")).to_series()
 
 
 def run(scorer: Scorer, rows: pl.DataFrame, **how: Any) -> pl.DataFrame:
+    if "response" in scorer.reads:  # a text is the answer to something
+        asked = pl.when(pl.col("text").is_not_null()).then(pl.lit("Go on."))
+        rows = rows.with_columns(prompt=asked, response=pl.col("text"))
+    if "rejected" in scorer.reads:
+        rows = rows.with_columns(rejected=asked)
+    if "turns" in scorer.reads:  # a text is a question, and its turn has no answer where it is empty
+        rows = rows.with_columns(prompt=pl.col("text"))
     if isinstance(scorer, DerivedScorer):
         table = score_view(Length(), rows, None, **how)
+        if scorer.kind == "selective_ifd":
+            said = pl.col("text").str.split(" ").list.eval(pl.element().str.len_bytes().cast(pl.Float32) - 3)
+            table = table.with_columns(rows.select(said.alias("ifd.token_deltas")))
+        if scorer.kind == "nearest_embedding":
+            table = table.with_columns(vectors_of(rows))
+            target = view(REFERENCE).with_columns(vectors_of(view(REFERENCE)))
+            return derive_columns(scorer, table, rows, target)
         return derive_columns(scorer, table, rows, view(REFERENCE))
     return score_view(scorer, rows, view(REFERENCE), **how)
 
@@ -129,13 +236,15 @@ def default(kind: str) -> Scorer:
     return scorer
 
 
-every_scorer = pytest.mark.parametrize("scorer", SCORERS, ids=repr)
+every_scorer = pytest.mark.parametrize(
+    "scorer", SCORERS, ids=lambda scorer: repr(scorer).replace(JUDGE.url, "URL")
+)
 
 
 def test_every_member_is_in_the_battery() -> None:
     assert set(SAMPLES) == set(CHANGES) == set(MEMBERS)
     for kind, changes in CHANGES.items():
-        assert set(changes) == set(type(default(kind)).model_fields), kind
+        assert set(changes) == set(type(default(kind)).model_fields) - type(default(kind)).neutral, kind
 
 
 @every_scorer
@@ -145,7 +254,9 @@ def test_the_output_is_as_declared(scorer: Scorer) -> None:
     assert table["id"].to_list() == [f"id{i}" for i in range(len(TEXTS))]
     for column in scorer.columns():
         assert column.startswith(f"{scorer.kind}.")
-        assert table[column].is_null().to_list() == [text is None for text in TEXTS]
+        # A model has nothing to predict in an empty text.
+        lacking = [not text if isinstance(scorer, ModelScorer) else text is None for text in TEXTS]
+        assert table[column].is_null().to_list() == lacking
 
 
 @every_scorer

@@ -14,11 +14,16 @@ from karat.errors import SelectionError
 from karat.parts import Selector
 from karat.registry import load, members
 from karat.reweight.select.budgeted import Budgeted
+from karat.reweight.select.deita_diverse import DeitaDiverse
+from karat.reweight.select.facility_location import FacilityLocation
 from karat.reweight.select.gumbel_top_k import GumbelTopK
+from karat.reweight.select.k_center import KCenter
 from karat.reweight.select.matched import MatchedRandom
 from karat.reweight.select.random import Random
 from karat.reweight.select.threshold import Threshold
 from karat.reweight.select.top_k import TopK
+from karat.reweight.select.topsis import Topsis
+from karat.reweight.select.vote_k import VoteK
 
 PARTS: list[Selector] = [
     TopK(by="x", budget="40%"),
@@ -33,8 +38,30 @@ PARTS: list[Selector] = [
     Threshold(by="x", at_most=1, weight_by="w"),
     MatchedRandom(amounts={"*": 9}, seed=2),
     MatchedRandom(amounts={"u": 2}, unit="rows"),
+    DeitaDiverse(by="x", vectors="v", threshold=0.6, budget="40%"),
+    DeitaDiverse(by="x", vectors="v", threshold=0.0, budget="60% tokens", weight_by="w", quota="70%"),
+    DeitaDiverse(by="x", vectors="v", budget="60%", index="approximate"),
+    FacilityLocation(vectors="v", budget="40%"),
+    FacilityLocation(vectors="v", by="x", budget="60% tokens", quota="80%"),
+    KCenter(vectors="v", budget="40%", seed=2),
+    KCenter(vectors="v", by="x", budget="50% tokens", quota="60%", weight_by="w"),
+    VoteK(vectors="v", k=3, budget="40%"),
+    VoteK(vectors="v", k=1, rho=1.5, budget="60% tokens", quota="80%"),
+    Topsis(columns={"x": "max", "w": "min"}, budget="40%"),
+    Topsis(columns={"x": "min"}, weights={"x": 2}, budget="50% tokens", quota="70%", weight_by="w"),
 ]
 EVERY = pytest.mark.parametrize("part", PARTS, ids=lambda part: json.dumps(part.model_dump(mode="json"))[:60])
+
+LIMITED: dict[str, dict[str, Any]] = {
+    "top_k": {"by": "x"},
+    "random": {},
+    "gumbel_top_k": {"by": "x"},
+    "deita_diverse": {"by": "x", "vectors": "v", "threshold": 0.6},
+    "facility_location": {"vectors": "v"},
+    "k_center": {"vectors": "v"},
+    "vote_k": {"vectors": "v", "k": 3},
+    "topsis": {"columns": {"x": "max", "w": "min"}},
+}
 
 SCORE = st.none() | st.sampled_from([-1.0, 0.0, -0.0, 0.5, 1.0, 2.0])
 
@@ -56,6 +83,10 @@ def tables(draw: Any) -> pl.DataFrame:
             "length.tokens": pl.Series(column(st.none() | st.integers(0, 9)), dtype=pl.Int64),
             "group": column(st.sampled_from("uvw")),
             "w": column(st.floats(0.1, 10)),
+            "v": pl.Series(
+                column(st.none() | st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0]), min_size=2, max_size=2)),
+                dtype=pl.List(pl.Float32),
+            ),
         }
     )
 
@@ -78,7 +109,9 @@ def kept(result: pl.DataFrame) -> set[str]:
 def test_the_contract(part: Selector, scores: pl.DataFrame) -> None:
     before = scores.clone()
     result = selected(part, scores)
-    assert result.schema == {"id": pl.String, "weight": pl.Float64, "reason": pl.String, "rank": pl.UInt32}
+    fixed = {"id": pl.String, "weight": pl.Float64, "reason": pl.String, "rank": pl.UInt32}
+    own = {name: pl.Float64 for name in result.columns if name.startswith(f"{part.kind}.")}
+    assert result.schema == fixed | own
     assert result["id"].equals(scores["id"])
     weight = result["weight"]
     assert (weight.is_finite() & (weight >= 0)).all()
@@ -113,8 +146,18 @@ def test_the_order_of_the_rows_changes_nothing(part: Selector, scores: pl.DataFr
         Random(budget=1, seed=5),
         TopK(by="x", budget=1, quota={"u": "2 rows", "v": "6 tokens"}),
         Random(budget=1, floor={"u": "1 row"}),
+        DeitaDiverse(by="x", vectors="v", threshold=0.6, budget=1),
+        DeitaDiverse(
+            by="x", vectors="v", threshold=0.0, budget=1, quota={"u": "2 rows"}, floor={"v": "1 row"}
+        ),
+        DeitaDiverse(by="x", vectors="v", threshold=0.6, budget=1, index="approximate"),
+        FacilityLocation(vectors="v", budget=1),
+        FacilityLocation(vectors="v", budget=1, quota={"u": "2 rows"}, floor={"v": "1 row"}),
+        KCenter(vectors="v", budget=1),
+        VoteK(vectors="v", k=2, budget=1),
+        Topsis(columns={"x": "max", "w": "min"}, budget=1),
     ],
-    ids=["top_k", "gumbel", "random", "quota", "floor"],
+    ids=lambda part: part if isinstance(part, str) else json.dumps(part.model_dump(mode="json"))[:90],
 )
 @settings(max_examples=15, deadline=None)
 @given(scores=tables())
@@ -135,7 +178,7 @@ def test_budgets_nest_and_are_never_exceeded(part: Any, unit: str, scores: pl.Da
         smaller, previous = larger, spent.used
 
 
-@pytest.mark.parametrize("kind", ["top_k", "random", "gumbel_top_k"])
+@pytest.mark.parametrize("kind", sorted(LIMITED))
 @settings(max_examples=60, deadline=None)
 @given(scores=tables(), data=st.data())
 def test_quotas_and_floors_hold(kind: str, scores: pl.DataFrame, data: Any) -> None:
@@ -146,8 +189,9 @@ def test_quotas_and_floors_hold(kind: str, scores: pl.DataFrame, data: Any) -> N
     quota, floor = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))
     group = data.draw(st.sampled_from(sorted(set(scores["group"]))))
     limits = {"quota": {"*": f"{quota} {quota_in}"}, "floor": {group: f"{floor} {floor_in}"}}
-    by = {} if kind == "random" else {"by": "x"}
-    part: Budgeted = load({"kind": kind, **by, "budget": f"{budget} {budget_in}", **limits}, Selector)
+    part: Budgeted = load(
+        {"kind": kind, **LIMITED[kind], "budget": f"{budget} {budget_in}", **limits}, Selector
+    )
     try:
         result = part.select(scores)
     except SelectionError:

@@ -23,7 +23,7 @@ from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.blocks import Collate, blocks, split
 from karat.trainers.byte_tokenizer import BOS, EOS, PAD, VOCABULARY, byte_tokenizer
 from karat.trainers.evaluate import HeldOut, bits_per_byte, nats, windows
-from karat.trainers.language_model import LanguageModel, language_model
+from karat.trainers.language_model import LONGEST, LanguageModel, language_model
 from karat.trainers.settings import TrainSettings
 from karat.trainers.train import ArmResult, heldout_texts, train_arm
 
@@ -290,8 +290,8 @@ def test_a_run_that_diverges_is_an_error_and_leaves_no_metrics(tmp_path: Path) -
 def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path, arm: Arm) -> None:
     with pytest.raises(ConfigError, match="cannot load"):
         train_arm(POOL, HELD, QUICK.model_copy(update={"model": str(tmp_path)}), 1, tmp_path / "out")
-    with pytest.raises(ConfigError, match="16 positions"):
-        language_model(str(arm[0]), 17)
+    with pytest.raises(ConfigError, match=f"{LONGEST} positions"):
+        language_model(str(arm[0]), LONGEST + 1)
 
 
 @pytest.mark.parametrize(

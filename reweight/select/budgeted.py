@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import polars as pl
 from pydantic import Field
 
 from karat.errors import SelectionError
 from karat.parts import Selector
+from karat.reweight.select import cut
 from karat.reweight.select.budget import Budget, PerGroup, Unit
 from karat.reweight.select.columns import (
     RESULT,
@@ -50,6 +52,9 @@ class Budgeted(Selector):
     A row without a score, or without tokens where tokens are counted, cannot be selected.
     """
 
+    shows: ClassVar[str] = ""
+    """Name of a number of its own that the selection shows as column `<kind>.<name>`."""
+
     budget: Budget = Field(description="1000 rows, 10%, 2M tokens or 10% tokens")
     weight_by: str | None = Field(
         None, description="column whose values become the weights, scaled to mean one; default: all 1"
@@ -64,6 +69,10 @@ class Budgeted(Selector):
     @abstractmethod
     def reads(self) -> tuple[str, ...]:
         """The score columns that the ranking reads; a row with a null in one cannot be selected."""
+
+    def required(self, scores: pl.DataFrame) -> dict[str, pl.Series]:
+        """The columns that a row must have, null where it lacks one."""
+        return {name: measurement(scores, name) for name in self.reads()}
 
     @abstractmethod
     def ranking(self, scores: pl.DataFrame) -> tuple[pl.Series, bool]:
@@ -141,15 +150,16 @@ class Budgeted(Selector):
         """
         table = self._table(scores)
         limit = self._limit(table)
-        ranked = _order(table)
+        ranked = cut.in_order(table)
         if self.grouped():
             quotas, floors, groups = self._limits(table["group"], limit)
             check_available(floors, ranked)
             by_group = limit_columns(quotas, floors, groups)
             ranked = ranked.join(by_group, on="group", how="left", maintain_order="left")
-        decided = _decide(ranked, limit, self.budget)
+        own = {"shown": f"{self.kind}.{self.shows}"} if self.shows else {}
+        decided = self.decide(scores, ranked, limit).select("row", "kept", "reason", "rank", *own)
         result = table.select("row", "id", "missing").join(
-            decided.select("row", "kept", "reason", "rank"), on="row", how="left", maintain_order="left"
+            decided, on="row", how="left", maintain_order="left"
         )
         kept = result["kept"].fill_null(value=False)
         missing = pl.format("dropped: no score ({})", "missing")
@@ -158,7 +168,17 @@ class Budgeted(Selector):
             scaled_weights(scores, kept, self.weight_by).alias("weight"),
             pl.coalesce(missing, "reason").alias("reason"),
             pl.col("rank").cast(pl.UInt32),
+            *[pl.col(name).cast(pl.Float64).alias(shown) for name, shown in own.items()],
         ).cast(RESULT)  # type: ignore[arg-type]
+
+    def decide(self, scores: pl.DataFrame, ranked: pl.DataFrame, limit: int) -> pl.DataFrame:
+        """`row`, `kept`, `reason`, `rank` (and `shown`, if the selector `shows` something) of `ranked`.
+
+        ranked: the selectable rows of `scores` in rank order: `row` (number in `scores`), `id`, `key`,
+        `rank`, `rows` (1), `tokens` where counted, `group` with its quotas and floors where grouped; limit:
+        the budget in its unit.
+        """
+        return cut.decide(ranked, limit, self.budget).with_columns(shown="key")
 
     def spent(self, scores: pl.DataFrame, selection: pl.DataFrame) -> Spent:
         """How much of the budget `selection`, made of these scores, used, in the budget's unit."""
@@ -176,7 +196,7 @@ class Budgeted(Selector):
     def _table(self, scores: pl.DataFrame) -> pl.DataFrame:
         """`row`, `id`, `key`, `missing` (the column without a score), and `tokens` and `group` where used."""
         found = {"id": column(scores, "id")}
-        required = {name: measurement(scores, name) for name in self.reads()}
+        required = self.required(scores)
         if self.counts_tokens():
             found["tokens"] = required[self.tokens] = token_counts(scores, self.tokens)
         if self.grouped():
@@ -191,78 +211,3 @@ class Budgeted(Selector):
             missing.alias("missing"),
             pl.lit(largest).alias("largest"),
         )
-
-
-def _order(table: pl.DataFrame) -> pl.DataFrame:
-    """The selectable rows in rank order, with `rank` and what each costs in rows and tokens."""
-    descending = bool(table["largest"].first())
-    # Strings sort by their bytes, so that ties do not depend on a locale.
-    ranked = table.filter(pl.col("missing").is_null()).sort(
-        ["key", "id"], descending=[descending, False], maintain_order=False
-    )
-    return ranked.with_row_index("rank", offset=1).with_columns(rows=pl.lit(1, dtype=pl.Int64))
-
-
-def _decide(ranked: pl.DataFrame, limit: int, budget: Budget) -> pl.DataFrame:
-    """Add `kept` and `reason` to rows in rank order."""
-    cost = pl.col(budget.unit)
-    floored, open_ = _group_rules(ranked)
-    marked = ranked.with_columns(floored=floored, open=open_)
-    if marked.select((pl.col("floored") & ~pl.col("open")).any()).item():
-        group = marked.filter(pl.col("floored") & ~pl.col("open"))["group"][0]
-        raise SelectionError(
-            f"group {group!r}: the rows that reach its floor are more than its quota",
-            hint="rows are whole: leave a gap of one row between floor and quota",
-        )
-    reserved = int(marked.filter("floored").select(cost.sum()).item())
-    if reserved > limit:
-        raise SelectionError(
-            f"the rows that reach the floors need {reserved} {budget.unit}, more than the budget of {limit}",
-            hint="rows are whole: lower the floors or raise the budget",
-        )
-    rest = pl.col("open") & ~pl.col("floored")
-    running = pl.when(rest).then(cost).otherwise(0).cum_sum()
-    marked = marked.with_columns(kept=pl.col("floored") | (rest & (running <= limit - reserved)))
-    if not marked["kept"].any():
-        raise SelectionError(_nothing(marked, limit, budget), hint="raise the budget")
-    return marked.with_columns(reason=_reason("group" in marked.columns, limit, budget))
-
-
-def _group_rules(ranked: pl.DataFrame) -> tuple[pl.Expr, pl.Expr]:
-    """Whether a row belongs to its group's floor, and whether its group's quota has room for it."""
-    floored, open_ = pl.lit(value=False), pl.lit(value=True)
-    if "group" not in ranked.columns:
-        return floored, open_
-    for unit in ("rows", "tokens"):
-        quota, floor = pl.col(f"quota_{unit}"), pl.col(f"floor_{unit}")
-        if ranked[f"quota_{unit}"].null_count() + ranked[f"floor_{unit}"].null_count() < 2 * ranked.height:
-            running = pl.col(unit).cum_sum().over("group")
-            floored |= (running - pl.col(unit) < floor).fill_null(value=False)
-            open_ &= (running <= quota).fill_null(value=True)
-    return floored, open_
-
-
-def _reason(grouped: bool, limit: int, budget: Budget) -> pl.Expr:
-    below = pl.format(f"dropped: below the cut (rank {{}}, budget {limit} {budget.unit})", "rank")
-    plain = pl.when("kept").then(pl.format("kept: rank {}", "rank"))
-    if not grouped:
-        return plain.otherwise(below)
-    return (
-        pl.when("floored")
-        .then(pl.format("kept: floor of group {}", "group"))
-        .when("kept")
-        .then(pl.format("kept: rank {}", "rank"))
-        .when(~pl.col("open"))
-        .then(pl.format("dropped: quota of group {} is full", "group"))
-        .otherwise(below)
-    )
-
-
-def _nothing(ranked: pl.DataFrame, limit: int, budget: Budget) -> str:
-    if ranked.height == 0:
-        return "no row has a score, so there is nothing to keep"
-    first = ranked.row(0, named=True)
-    why = f"the first row by rank, {first['id']!r}, has {first[budget.unit]} {budget.unit}"
-    if not first["open"]:
-        why = f"{why}, more than the quota of group {first['group']!r}"
-    return f"a budget of {limit} {budget.unit} keeps nothing: {why}"

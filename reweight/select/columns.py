@@ -24,8 +24,11 @@ def column(scores: pl.DataFrame, name: str, *, tokens: bool = False) -> pl.Serie
     raise SelectionError(f"there is no column {name!r} in the scores", hint=hint)
 
 
-def measurement(scores: pl.DataFrame, name: str, *, finite: bool = False) -> pl.Series:
-    """A numeric column in which null means no score; raises ScoreError for NaN, naming the id."""
+def measurement(scores: pl.DataFrame, name: str, *, finite: str | None = None) -> pl.Series:
+    """A numeric column in which null means no score; raises ScoreError for NaN, naming the id.
+
+    finite: why infinity is refused as well, None where it is not.
+    """
     values = column(scores, name)
     if values.dtype == pl.Null:
         return values.cast(pl.Float64)
@@ -35,8 +38,8 @@ def measurement(scores: pl.DataFrame, name: str, *, finite: bool = False) -> pl.
         return values.cast(pl.Float64)
     if values.dtype.is_float():
         refuse(scores, values.is_nan(), name, "is NaN: a bug in the scorer", "no score is written as null")
-        if finite:
-            refuse(scores, values.is_infinite(), name, "is infinite", "it cannot be a log-weight")
+        if finite is not None:
+            refuse(scores, values.is_infinite(), name, "is infinite", finite)
     return values
 
 

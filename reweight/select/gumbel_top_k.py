@@ -43,7 +43,7 @@ class GumbelTopK(Budgeted):
 
     def ranking(self, scores: pl.DataFrame) -> tuple[pl.Series, bool]:
         """By score plus noise, largest first."""
-        values = measurement(scores, self.by, finite=True).cast(pl.Float64)
+        values = measurement(scores, self.by, finite="it cannot be a log-weight").cast(pl.Float64)
         # Times the temperature: the same order, and a tiny temperature cannot overflow.
         noise = pl.Series(gumbel(scores["id"], self.seed)) * self.temperature
         return (values + noise).alias("key"), True

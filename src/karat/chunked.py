@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +15,10 @@ from karat.errors import ScoreError
 from karat.fitting import Fitting, read_arrays, write_arrays
 from karat.parts import Scorer
 from karat.registry import load
-from karat.score_engine import chunks, cores, fit_pool, prepare, score_chunk
+from karat.rows.view import CONTENT
+from karat.score_engine import chunks, cores, fit_pool, prepare, score_chunk_together
 from karat.store import DIGEST, Store, frame_digest, key_of, read_json, write_json, write_parquet
 
-CONTENT = frozenset({"text", "prompt", "response"})
-"""What the digest of a row covers, and so all that a kept score may depend on."""
 NOTES = "notes.json"
 """File beside the score tables: what is to be said about the reference."""
 MAX_CHUNK_ROWS = 2048
@@ -34,19 +33,40 @@ class Pending:
     key: str
     known: int
     missing: pl.DataFrame
+    """Rows without a score, with their `place` among all distinct contents."""
     damaged: int
+
+    @property
+    def contents(self) -> int:
+        """Distinct contents in the pool."""
+        return self.known + self.missing.height
+
+
+@dataclass(frozen=True)
+class Share:
+    """One scorer's part of a chunk."""
+
+    scorer: Mapping[str, Any]
+    reference: str | None
+    fitted: str | None
+    result: str
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One unit of work, named by path and digest, so that it runs anywhere and gives the same bytes."""
+    """One unit of work, named by path and digest, so that it runs anywhere and gives the same bytes.
 
-    scorer: Mapping[str, Any]
+    Several shares where the scorers have a pass in common.
+    """
+
+    shares: tuple[Share, ...]
     rows: str
-    reference: str | None
-    result: str
     count: int
-    fitted: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Digest of the rows."""
+        return Path(self.rows).stem
 
 
 @dataclass(frozen=True)
@@ -79,7 +99,7 @@ def score_key(scorer: Scorer, reference: pl.DataFrame | None, view: pl.DataFrame
 
 def pending(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, store: Store) -> Pending:
     """Which contents of `view` have no score yet."""
-    strange = set(scorer.reads) - CONTENT
+    strange = set(scorer.reads) - set(CONTENT)
     if strange:
         raise ScoreError(
             f"{scorer.yaml_kind()} reads {', '.join(sorted(strange))}, but only the content may matter",
@@ -87,7 +107,7 @@ def pending(scorer: Scorer, view: pl.DataFrame, reference: pl.DataFrame | None, 
         )
     key = score_key(scorer, reference, view)
     known, damaged = store.known_scores(key, _schema(scorer))
-    contents = view.unique(DIGEST, keep="first", maintain_order=True)
+    contents = view.unique(DIGEST, keep="first", maintain_order=True).with_row_index("place")
     missing = contents.join(known.select(DIGEST), on=DIGEST, how="anti", maintain_order="left")
     return Pending(scorer, key, contents.height - missing.height, missing, damaged)
 
@@ -120,19 +140,49 @@ def fit_file(fit: Fit, report: Callable[[int, int], None]) -> str:
     return str(fit.result)
 
 
-def cut(work: Pending, reference: Path | None, store: Store, fitted: str | None = None) -> list[Chunk]:
-    """Write the missing rows as chunk files and name the tasks."""
-    size = max(16, min(MAX_CHUNK_ROWS, -(-work.missing.height // 48)))
-    settings = work.scorer.model_dump(mode="json")
+def cut(
+    works: Sequence[Pending], reference: Path | None, store: Store, fitted: Mapping[str, str] | None = None
+) -> list[Chunk]:
+    """Write the missing rows as chunk files and name the tasks.
+
+    works: scorers that share a pass; fitted: by store key, what a scorer learned from the pool. Rows that
+    all of them lack are scored together. Where chunks begin depends on the whole pool and not on what is
+    missing, so that a killed run cuts the rest as it was cut before: a model's last bits may depend on
+    the rows of a batch.
+    """
     tasks = []
-    for chunk in chunks(work.missing, size, MAX_CHUNK_BYTES):
-        name = frame_digest(chunk[DIGEST].to_list())
-        path = store.work() / f"{name}.parquet"
-        write_parquet(chunk, path)
-        result = store.scores(work.key) / f"{name}.parquet"
-        against = _against(work.scorer, reference)
-        tasks.append(Chunk(settings, str(path), against, str(result), chunk.height, fitted))
+    for lacking, missing in _together(works):
+        share = max(-(-work.contents // 48) for work in lacking)
+        size = max(16, min(MAX_CHUNK_ROWS, max(share, *(work.scorer.at_once() for work in lacking))))
+        for block in missing.with_columns(block=pl.col("place") // size).partition_by(
+            "block", maintain_order=True
+        ):
+            for chunk in chunks(block.drop("place", "block"), size, MAX_CHUNK_BYTES):
+                path = store.work() / f"{frame_digest(chunk[DIGEST].to_list())}.parquet"
+                write_parquet(chunk, path)
+                shares = tuple(
+                    _share(work, path, reference, store, (fitted or {}).get(work.key)) for work in lacking
+                )
+                tasks.append(Chunk(shares, str(path), chunk.height))
     return tasks
+
+
+def _together(works: Sequence[Pending]) -> Iterator[tuple[list[Pending], pl.DataFrame]]:
+    """The rows that all of the scorers lack, then what is left for each."""
+    common = works[0].missing
+    for work in works[1:]:
+        common = common.join(work.missing.select(DIGEST), on=DIGEST, how="semi", maintain_order="left")
+    if common.height:
+        yield list(works), common
+    for work in works if len(works) > 1 else ():
+        rest = work.missing.join(common.select(DIGEST), on=DIGEST, how="anti", maintain_order="left")
+        if rest.height:
+            yield [work], rest
+
+
+def _share(work: Pending, rows: Path, reference: Path | None, store: Store, fitted: str | None) -> Share:
+    result = store.scores(work.key) / rows.name
+    return Share(work.scorer.model_dump(mode="json"), _against(work.scorer, reference), fitted, str(result))
 
 
 def _against(scorer: Scorer, reference: Path | None) -> str | None:
@@ -140,16 +190,25 @@ def _against(scorer: Scorer, reference: Path | None) -> str | None:
 
 
 def score_file(chunk: Chunk) -> int:
-    """Score one chunk file into its score table; returns the number of rows. Runs in any worker."""
-    scorer: Scorer = load(dict(chunk.scorer), Scorer)
+    """Score one chunk file into the score tables; returns the number of rows. Runs in any worker."""
     rows = pl.read_parquet(chunk.rows, glob=False)
+    scorers: list[Scorer] = [load(dict(share.scorer), Scorer) for share in chunk.shares]
     with _one_at_a_time:
-        prepared = _prepared(scorer, chunk.reference, chunk.fitted)
+        prepared = [
+            _prepared(scorer, share.reference, share.fitted)
+            for scorer, share in zip(scorers, chunk.shares, strict=True)
+        ]
         # Within the lock, as the temporary file is named by process and not by thread.
-        _keep_notes(list(scorer.notes(prepared)), Path(chunk.result).with_name(NOTES))
-    table = score_chunk(scorer, rows.drop(DIGEST), prepared)
-    kept = table.drop("id").insert_column(0, rows[DIGEST])
-    write_parquet(kept.select(DIGEST, *_schema(scorer)), Path(chunk.result))
+        for scorer, share, ready in zip(scorers, chunk.shares, prepared, strict=True):
+            _keep_notes(list(scorer.notes(ready)), Path(share.result).with_name(NOTES))
+    tables = score_chunk_together(scorers, rows.drop(DIGEST), prepared)
+    for scorer, share, table in zip(scorers, chunk.shares, tables, strict=True):
+        kept = table.drop("id").insert_column(0, rows[DIGEST])
+        write_parquet(kept.select(DIGEST, *_schema(scorer)), Path(share.result))
+    with _one_at_a_time:
+        # Again, as some know only now what there is to say: what the work has cost.
+        for scorer, share, ready in zip(scorers, chunk.shares, prepared, strict=True):
+            _keep_notes(list(scorer.notes(ready)), Path(share.result).with_name(NOTES))
     return chunk.count
 
 
@@ -167,7 +226,7 @@ def notes_on(work: Pending, store: Store) -> list[str]:
 _one_at_a_time = Lock()
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _prepared(scorer: Scorer, reference: str | None, fitted: str | None) -> Any:
     learned = read_arrays(Path(fitted)) if fitted else None
     if fitted and learned is None:

@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 
 from karat.config_errors import explained
 from karat.deriving import derived_scorers, source_problem
-from karat.errors import ConfigError
-from karat.parts import DerivedScorer
+from karat.errors import ConfigError, KaratError
+from karat.parts import DerivedScorer, Scorer
 from karat.registry import AnyScorer, AnySelector
 from karat.rows import DataSpec
 from karat.yaml_lines import Document, Loc, override, parse_yaml, read_yaml
@@ -50,12 +50,24 @@ def _listed(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+def _columns(number: int, scorer: Scorer) -> dict[str, Any]:
+    """The columns of a scorer; how wide a vector is may be known by a model's files only."""
+    try:
+        return dict(scorer.columns())
+    except KaratError as error:
+        problem = f"{error.problem} ({error.hint})" if error.hint else error.problem
+        raise PydanticCustomError(
+            "scorer", "{problem}", {"problem": problem, "at": ("scorers", number)}
+        ) from error
+
+
 class ExportSettings(BaseModel):
     """How the kept rows are written."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shard_rows: int = Field(100_000, ge=1, description="rows in one Parquet file")
+    vectors: bool = Field(False, description="whether columns of vectors (embeddings) go with the rows")
 
 
 class Config(BaseModel):
@@ -86,7 +98,7 @@ class Config(BaseModel):
                     "reference", "scorer {kind} needs `reference`: rows like those that the model is for",
                     {"kind": scorer.kind, "at": ("scorers", number)},
                 )  # fmt: skip
-            for column in (*scorer.columns(), scorer.status_column()):
+            for column in (*_columns(number, scorer), scorer.status_column()):
                 if column in written:
                     raise PydanticCustomError(
                         "columns",

@@ -13,11 +13,14 @@ from karat.score_contract import checked
 from karat.score_engine import blaming, check_reads, require_reference
 
 
-def derive(scorer: DerivedScorer, scores: Any, pool: Any, reference: Any = None) -> pl.DataFrame:
+def derive(
+    scorer: DerivedScorer, scores: Any, pool: Any, reference: Any = None, reference_scores: Any = None
+) -> pl.DataFrame:
     """A score table with the columns of a derived scorer added, in the order of `scores`.
 
     scores: a table with `id` and the scorer's sources (polars, pandas, Arrow, datasets); pool, reference:
     what they were computed from, as in `score`; the pool may be in another order and hold further rows.
+    reference_scores: the same columns of the reference's rows, for a scorer that reads those.
 
     Raises ScoreError for a missing or unsuitable column and where the scorer breaks its contract,
     DataError for rows that are not in the pool.
@@ -45,6 +48,9 @@ def derive(scorer: DerivedScorer, scores: Any, pool: Any, reference: Any = None)
             hint="give the pool that was scored",
         )
     target = None if reference is None else view_of(reference)
+    if target is not None and reference_scores is not None:
+        more = as_polars(reference_scores, ["id", *scorer.reference_sources()])
+        target = target.join(more.cast({"id": pl.String}), on="id", how="left", maintain_order="left")
     found = derive_columns(scorer, table, view, target).drop("id")
     if found[scorer.status_column()].null_count() == found.height:
         found = found.drop(scorer.status_column())
@@ -56,6 +62,19 @@ def derived_scorers(scorers: Iterable[Scorer]) -> list[DerivedScorer]:
     return [scorer for scorer in scorers if isinstance(scorer, DerivedScorer)]
 
 
+def scorers_of_reference(scorers: Sequence[Scorer]) -> list[Scorer]:
+    """Those whose columns a derived one reads of the reference's rows too; raises ScoreError."""
+    wanted = {name for scorer in derived_scorers(scorers) for name in scorer.reference_sources()}
+    found = [part for part in scorers if not isinstance(part, DerivedScorer) and wanted & set(part.columns())]
+    for part in found:
+        if part.needs_pool():
+            raise ScoreError(
+                "what it writes depends on the pool, so it has no such column for the reference",
+                where=f"scorer {part.yaml_kind()}",
+            )
+    return found
+
+
 def source_problem(scorer: DerivedScorer, written: Mapping[str, pl.DataType]) -> tuple[str, str] | None:
     """The source that cannot be read, and why, with the nearest name; None where all are there.
 
@@ -64,7 +83,7 @@ def source_problem(scorer: DerivedScorer, written: Mapping[str, pl.DataType]) ->
     for name in scorer.sources():
         if name not in written:
             return name, f"no scorer before it writes the column {name!r}; {closest(name, written)}"
-        if not written[name].is_numeric():
+        if not _suits(scorer, written[name]):
             return name, f"the column {name!r} is {written[name]}, not a number"
     return None
 
@@ -110,10 +129,16 @@ def derive_columns(
             raise ScoreError(
                 f"there is no column {name!r} in the scores", where=where, hint=closest(name, known)
             )
-        if table[name].dtype != pl.Null and not table[name].dtype.is_numeric():
+        if table[name].dtype != pl.Null and not _suits(scorer, table[name].dtype):
             raise ScoreError(f"the column {name!r} is {table[name].dtype}, not a number", where=where)
-        if table[name].dtype.is_float():
-            _refuse_non_finite(table, name, where)
+        _refuse_non_finite(table, name, where)
+    lacking = [] if reference is None else set(scorer.reference_sources()) - set(reference.columns)
+    for name in sorted(lacking):
+        raise ScoreError(
+            f"it reads {name!r} of the reference as well, which has no such column",
+            where=where,
+            hint="score it together with the scorer that writes the column, or give `reference_scores`",
+        )
     shown = table.select("id", pl.col(list(dict.fromkeys(scorer.sources()))))
     texts = view.select(list(dict.fromkeys(("id", *scorer.reads))))
     with blaming(scorer, f"derived columns of {table.height} rows"):
@@ -121,8 +146,23 @@ def derive_columns(
     return checked(scorer, table["id"], columns)
 
 
+def _suits(scorer: DerivedScorer, dtype: pl.DataType) -> bool:
+    """Whether a derived scorer can read a column of this type."""
+    if scorer.lists and isinstance(dtype, pl.List | pl.Array):
+        return dtype.inner.is_numeric()
+    return dtype.is_numeric()
+
+
 def _refuse_non_finite(table: pl.DataFrame, name: str, where: str) -> None:
-    wrong = table.filter(~pl.col(name).is_finite())
+    column, dtype = pl.col(name), table[name].dtype
+    if isinstance(dtype, pl.List) and dtype.inner.is_float():
+        wrong = table.filter(~column.list.eval(pl.element().is_finite()).list.all())
+    elif isinstance(dtype, pl.Array) and dtype.inner.is_float():
+        wrong = table.filter(~column.arr.eval(pl.element().is_finite(), as_list=True).list.all())
+    elif dtype.is_float():
+        wrong = table.filter(~column.is_finite())
+    else:
+        return
     if wrong.height:
         raise ScoreError(
             f"row {wrong['id'][0]!r}: {name} is {wrong[name][0]}; {wrong.height} such rows",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -96,7 +96,9 @@ def _words(annotation: Any) -> str:
     if origin is Annotated:
         return _words(inside[0])
     if origin in (Union, UnionType):
-        return " or ".join(_words(member) for member in inside if member is not type(None))
+        # An object that only Python can give, beside a text, is nothing that a config could hold.
+        written = [part for part in inside if not (is_dataclass(part) and str in inside)]
+        return " or ".join(_words(member) for member in written if member is not type(None))
     if origin is dict:
         return f"{{name: {_words(inside[1])}}}"
     if origin in (tuple, list):
@@ -129,6 +131,8 @@ def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:
         return data_keys(kind, nested=loc[-1] == "columns")
     if head == "train" and len(loc) == 1:
         return list(importlib.import_module("karat.trainers.settings").TrainSettings.model_fields)
+    if loc[-1] == "server":
+        return list(importlib.import_module("karat.scorers.server.settings").Server.model_fields)
     if loc[-1] == "embedder":
         embedder_class = importlib.import_module("karat.scorers.embedders").embedder_class
         try:

@@ -89,7 +89,7 @@ def _warnings(view: pl.DataFrame, reference: pl.DataFrame | None, heldout: pl.Da
 def check(loaded: Loaded, inputs: Inputs) -> None:
     """What can be known to be impossible before anything is computed; raises ConfigError at the key."""
     config = loaded.config
-    _check_scorers(loaded)
+    check_scorers(loaded)
     selector = config.select
     known = [*config.score_columns(), *(["group"] if inputs.view["group"].null_count() == 0 else [])]
     for column in selector.needs():
@@ -122,7 +122,8 @@ def check_folders(loaded: Loaded) -> None:
             raise loaded.error((key,), f"{error.where} {error.problem}", error.hint) from None
 
 
-def _check_scorers(loaded: Loaded) -> None:
+def check_scorers(loaded: Loaded) -> None:
+    """Name the key of a scorer whose files (a model) cannot be had; raises ConfigError."""
     for number, scorer in enumerate(loaded.config.scorers):
         try:
             scorer.digest()
@@ -190,5 +191,7 @@ def run_key(config: Config) -> str:
     train = None
     if config.train is not None:
         train = [config.train.digest(), modules_digest("karat.trainers.train"), versions()]
-    code = modules_digest("karat.selecting", "karat.deriving", "karat.export", "karat.report.page")
+    code = modules_digest(
+        "karat.selecting", "karat.deriving", "karat.export", "karat.alarms", "karat.report.page"
+    )
     return key_of("run", config.name, keys, config.seed, parts, train, config.export.model_dump(), code)

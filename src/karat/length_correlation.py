@@ -15,6 +15,11 @@ CONTROL = "length_control."
 _LENGTH = "length."
 
 
+def is_length(column: str) -> bool:
+    """Whether a column is itself a length: those of the `length` scorer, and tokens that a model scored."""
+    return column.startswith(_LENGTH) or column.endswith(".tokens")
+
+
 def correlation(scores: pl.Series, lengths: pl.Series) -> dict[str, Any]:
     """Spearman's and Pearson's correlation over the rows that have both, and whether either is strong.
 
@@ -23,7 +28,8 @@ def correlation(scores: pl.Series, lengths: pl.Series) -> dict[str, Any]:
     pair = pl.DataFrame({"a": scores.cast(pl.Float64), "b": lengths.cast(pl.Float64)}).drop_nulls()
     pair = pair.filter(pl.all_horizontal(pl.all().is_finite()))
     rank, linear = _coefficient(pair, "spearman"), _coefficient(pair, "pearson")
-    strong = max(abs(rank or 0.0), abs(linear or 0.0)) > STRONG
+    # A correlation of 0.6 may come out as 0.6000000000000001, depending on the order of the rows.
+    strong = round(max(abs(rank or 0.0), abs(linear or 0.0)), 12) > STRONG
     return {"rows": pair.height, "spearman": rank, "pearson": linear, "strong": strong}
 
 
@@ -49,9 +55,7 @@ def length_correlations(
     return [
         with_design({"score": name, "length": "bytes of text", **correlation(scores[name], lengths)}, matched)
         for name in columns
-        if not name.startswith(_LENGTH)
-        and not is_bound(name, scores.columns)
-        and scores[name].dtype.is_numeric()
+        if not is_length(name) and not is_bound(name, scores.columns) and scores[name].dtype.is_numeric()
     ]
 
 
@@ -75,7 +79,22 @@ def with_design(line: dict[str, Any], matched: set[str]) -> dict[str, Any]:
 def length_warnings(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     """A sentence for each score that goes with length, with what to do about it."""
     known = {str(line["score"]): line for line in lines}
-    return [f"{_found(line)}. {remedy(name, known)}" for name, line in known.items() if line["strong"]]
+    return [
+        f"{_found(line)}. {_sibling(line, known.values())}{remedy(name, known)}"
+        for name, line in known.items()
+        if line["strong"]
+    ]
+
+
+def _sibling(strong: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> str:
+    """Another score of the same scorer that does not go with length, such as the mean beside the sum."""
+    kind = str(strong["score"]).partition(".")[0]
+    for line in lines:
+        of_it = str(line["score"]).startswith(f"{kind}.") and "." in str(strong["score"])
+        if of_it and not line["strong"] and line["spearman"] is not None:
+            value = f"Spearman {line['spearman']:+.2f}"
+            return f"{line['score']} of the same scorer does so less ({value}). "
+    return ""
 
 
 def _found(line: Mapping[str, Any]) -> str:

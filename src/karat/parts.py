@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
@@ -60,9 +61,13 @@ class Part(BaseModel):
         """Facts outside settings and code that change the result: a library's version, a model's files."""
         return {}
 
+    neutral: ClassVar[frozenset[str]] = frozenset()
+    """Settings that change where or how fast the result is computed, and not the result."""
+
     def digest(self) -> str:
         """Key of everything that determines the result: settings, code with what it calls, environment."""
-        facts = [self.model_dump(mode="json"), code_digest(type(self)), self.environment()]
+        settings = {k: v for k, v in self.model_dump(mode="json").items() if k not in self.neutral}
+        facts = [settings, code_digest(type(self)), self.environment()]
         canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(canonical.encode(), digest_size=16).hexdigest()
 
@@ -119,6 +124,21 @@ class Scorer(Part, ABC):
     def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
         """Score one chunk: `id`, the columns of `columns()`, and `<kind>.status` (null where all is well)."""
 
+    def at_once(self) -> int:
+        """How many rows of a chunk are under way together; chunks hold as many at least, if there are."""
+        return 1
+
+    def shares(self) -> Hashable | None:
+        """Scorers with equal keys are scored together, in one pass over what they share (a model)."""
+        return None
+
+    @classmethod
+    def score_together(
+        cls, scorers: Sequence[Scorer], rows: pl.DataFrame, prepared: Sequence[Any]
+    ) -> list[pl.DataFrame]:
+        """What `score` of each would return; called on the class of the first, if they share a key."""
+        return [scorer.score(rows, ready) for scorer, ready in zip(scorers, prepared, strict=True)]
+
     @classmethod
     def status_column(cls) -> str:
         """Name of the column that says why a score is null."""
@@ -133,16 +153,24 @@ class DerivedScorer(Scorer, ABC):
     the status says why, and the status speaks only where a column is null.
     """
 
+    lists: ClassVar[bool] = False
+    """Whether its sources may be columns of lists of numbers."""
+
     @abstractmethod
     def sources(self) -> tuple[str, ...]:
-        """The numeric columns of other scorers that `derive` reads."""
+        """The columns of other scorers, of numbers or vectors, that `derive` reads."""
+
+    def reference_sources(self) -> tuple[str, ...]:
+        """Those of them that it reads of the reference's rows as well, scored by the same scorers."""
+        return ()
 
     @abstractmethod
     def derive(self, table: pl.DataFrame, view: pl.DataFrame, reference: pl.DataFrame | None) -> pl.DataFrame:
         """`id`, the columns of `columns()` and `<kind>.status`: the rows of the table, in its order.
 
         table: `id` and `sources()`, no NaN and no infinity; view: the same rows as the row view with the
-        columns of `reads`; reference: the reference's row view, or None where `needs_reference` is false.
+        columns of `reads`; reference: the reference's row view and the columns of `reference_sources()`, or
+        None where `needs_reference` is false.
         """
 
     def needs_pool(self) -> bool:
@@ -187,8 +215,13 @@ class Selector(Part, ABC):
     def select(self, scores: pl.DataFrame) -> pl.DataFrame:
         """Columns `id`, `weight` (Float64), `reason` (String), `rank` (UInt32, 1 = first; null = unranked).
 
-        One row for each row of `scores`, in its order.
+        One row for each row of `scores`, in its order. Columns named `<kind>.<name>` may follow: numbers of
+        its own that the selection shows.
         """
+
+    def notes(self, scores: pl.DataFrame, selection: pl.DataFrame) -> tuple[str, ...]:
+        """Sentences that the user should read about a selection that was made of these scores."""
+        return ()
 
 
 class Reweighter(Part, ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,8 +18,8 @@ class Reporter(Protocol):
     def start(self, stage: str, total: int, unit: str) -> None:
         """A stage begins; a total of 0 means unknown."""
 
-    def advance(self, stage: str, done: int) -> None:
-        """So much of it is done."""
+    def advance(self, stage: str, done: int, also: str = "") -> None:
+        """So much of it is done; also: another rate, such as tokens per second."""
 
     def finish(self, stage: str, note: str) -> None:
         """It is over, with a word on what came out."""
@@ -39,14 +40,15 @@ class Lines:
         self._last = time.monotonic()
         self._write(f"{stage}: {total:,} {unit}" if total else f"{stage} ...")
 
-    def advance(self, stage: str, done: int) -> None:
+    def advance(self, stage: str, done: int, also: str = "") -> None:
         """Say how far it is, at most every few seconds."""
         now = time.monotonic()
         if now - self._last < self._every or stage not in self._stages:
             return
         self._last = now
         total, unit, began = self._stages[stage]
-        self._write(f"{stage}: {done:,}/{total:,} {unit}, {pace(done, total, now - began, unit)}")
+        told = f"{stage}: {done:,}/{total:,} {unit}, {pace(done, total, now - began, unit)}"
+        self._write(f"{told}, {also}" if also else told)
 
     def finish(self, stage: str, note: str) -> None:
         """Say that it is done."""
@@ -72,6 +74,32 @@ def pace(done: int, total: int, seconds: float, unit: str) -> str:
     left = max(0.0, (total - done) / rate)
     shown = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
     return f"{shown} {unit}/s, {duration(left)} left"
+
+
+def rate(amount: int, seconds: float, unit: str) -> str:
+    """`3,412 tokens/s`; nothing for nothing."""
+    return f"{amount / seconds:,.0f} {unit}/s" if amount and seconds > 0 else ""
+
+
+_spent: ContextVar[Counter[str] | None] = ContextVar("karat_spent", default=None)
+
+
+def spend(unit: str, amount: int) -> None:
+    """Count work that is no row, such as the tokens that a model ran; heard by `spending` around it."""
+    spent = _spent.get()
+    if spent is not None:
+        spent[unit] += amount
+
+
+@contextmanager
+def spending() -> Iterator[Counter[str]]:
+    """What is spent inside the block, on this thread."""
+    spent: Counter[str] = Counter()
+    token = _spent.set(spent)
+    try:
+        yield spent
+    finally:
+        _spent.reset(token)
 
 
 def duration(seconds: float) -> str:

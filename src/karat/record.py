@@ -19,6 +19,8 @@ LIBRARIES = (
     "accelerate", "datasets", "huggingface-hub", "lz4", "numpy", "polars", "prefect", "pyarrow", "pydantic",
     "scipy", "tokenizers", "torch", "transformers",
 )  # fmt: skip
+MODEL = "model"
+"""Folder of the model that was trained on the selection, in the run's folder."""
 
 
 @dataclass
@@ -69,6 +71,8 @@ def moment(seconds: float) -> str:
 def outputs(folder: Path) -> dict[str, str]:
     """SHA-256 of every result file of a run."""
     files = [folder / "selection.parquet", folder / "report.html", *sorted((folder / "dataset").rglob("*"))]
+    # The weights may be large; that they are there is seen when somebody asks the model.
+    files += sorted((folder / MODEL).glob("*.json"))
     return {str(path.relative_to(folder)): file_digest(path) for path in files if path.is_file()}
 
 

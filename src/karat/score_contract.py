@@ -7,6 +7,15 @@ import polars as pl
 from karat.errors import ScoreError
 from karat.parts import DerivedScorer, Scorer
 
+OK, TRUNCATED = "ok", "truncated"
+WELL = (OK, TRUNCATED)
+"""Statuses of rows that have their values: scored, or scored on the part of the text that fits."""
+
+
+def is_vector(dtype: pl.DataType) -> bool:
+    """Whether a column holds vectors of numbers."""
+    return isinstance(dtype, pl.List | pl.Array) and dtype.inner.is_numeric()
+
 
 def empty_scores(scorer: Scorer) -> pl.DataFrame:
     """The score table of no rows: `id`, the columns and the status, with their types."""
@@ -52,7 +61,9 @@ def _check_values(scorer: Scorer, scores: pl.DataFrame) -> None:
         if dtype.is_float():
             finite = pl.col(name).is_finite()
             _refuse(scorer, scores, name, ~finite, "the value is NaN or infinite; no score is null")
-        null, unexplained = pl.col(name).is_null(), pl.col(status).is_null()
+        elif is_vector(dtype):
+            _refuse(scorer, scores, name, ~_whole(scores[name]), "the vector holds NaN, infinity or null")
+        null, unexplained = pl.col(name).is_null(), pl.col(status).is_null() | pl.col(status).is_in(WELL)
         _refuse(scorer, scores, name, null & unexplained, f"null, and {status} does not say why")
         if not isinstance(scorer, DerivedScorer):
             told = f"has a value although {status} says it has none"
@@ -62,7 +73,17 @@ def _check_values(scorer: Scorer, scores: pl.DataFrame) -> None:
         _refuse(scorer, scores, status, whole, "the status says something although no value is missing")
 
 
-def _refuse(scorer: Scorer, scores: pl.DataFrame, column: str, broken: pl.Expr, problem: str) -> None:
+def _whole(vectors: pl.Series) -> pl.Series:
+    """Whether every number of a row's vector is finite; true for a row without one."""
+    numbers = vectors.arr.to_list() if isinstance(vectors.dtype, pl.Array) else vectors
+    fine = pl.element().is_finite().fill_null(value=False)
+    found = numbers.to_frame("v").select(pl.col("v").list.eval(fine).list.all().fill_null(value=True))
+    return found.to_series()
+
+
+def _refuse(
+    scorer: Scorer, scores: pl.DataFrame, column: str, broken: pl.Expr | pl.Series, problem: str
+) -> None:
     rows = scores.filter(broken)
     if rows.height:
         shown = f" ({rows[column][0]!r})" if rows[column][0] is not None else ""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from karat.deriving import derived_scorers, derived_table, source_problem
+from karat.alarms import alarms
+from karat.deriving import derived_scorers, derived_table, scorers_of_reference, source_problem
 from karat.errors import ScoreError
 from karat.parts import DerivedScorer, Scorer
+from karat.progress import rate, spending
 from karat.score_engine import (
     OnChunk,
     chunks,
+    groups,
     prepare,
     require_reference,
     score_chunk,
+    score_group,
     score_prepared,
     score_view,
     tell,
@@ -43,10 +48,13 @@ def score(
     """Score a pool: `id`, then one column per measurement, in the order of the pool.
 
     pool, reference: polars or pandas frame, `datasets.Dataset`, pyarrow table, `karat.rows.Rows`, or a
-    list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and only
-    then a column `<kind>.status` says why. workers: threads, default all cores of this process;
-    chunk_rows: rows per block (neither changes a bit of the result). progress: True for a bar on standard
-    error, or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
+    list of strings (whose ids are their positions "0", "1", ...). A row without a score has null, and then a
+    column `<kind>.status` says why; scorers that ask a model write it for every row: ok, truncated or
+    failed with the reason. What speaks against the scores (`karat.alarms`) is a warning.
+
+    workers: threads, default all cores of this process; chunk_rows: rows per block (neither changes a bit
+    of the result, but for the rounding of a model's batches). progress: True for a bar on standard error,
+    or a function of (kind, rows done, all rows). A derived scorer (LengthControl) reads the columns
     of the others in the list, and of derived ones before it.
 
     Raises ScoreError where a scorer needs a reference and there is none, where two scorers write the same
@@ -59,22 +67,30 @@ def score(
     pool_view = view_of(pool)
     reference_view = None if reference is None else view_of(reference)
     measuring = [part for part in scorers if not isinstance(part, DerivedScorer)]
-    tables = []
+    tables: dict[int, pl.DataFrame] = {}
     with _reporter(progress, pool_view.height) as report:
-        for part in measuring:
-            on_chunk = report(part.kind) if report else None
-            tables.append(
-                score_view(
-                    part,
-                    pool_view,
-                    reference_view,
-                    workers=workers,
-                    chunk_rows=chunk_rows,
-                    on_chunk=on_chunk,
-                )
+        for group in groups(measuring):
+            on_chunk = report(" + ".join(part.kind for part in group)) if report else None
+            scored = score_group(
+                group, pool_view, reference_view, workers=workers, chunk_rows=chunk_rows, on_chunk=on_chunk
             )
-    whole = _joined(pool_view, measuring, tables)
-    return derived_table(scorers, whole, pool_view, reference_view)
+            tables.update(zip(map(id, group), scored, strict=True))
+    whole = _joined(pool_view, measuring, [tables[id(part)] for part in measuring])
+    for part in scorers_of_reference(scorers):
+        if reference_view is None:
+            break
+        of_reference = score_view(part, reference_view, reference_view, workers=workers)
+        reference_view = reference_view.with_columns(of_reference.select(list(part.columns())))
+    table = derived_table(scorers, whole, pool_view, reference_view)
+    _warn(table, pool_view, scorers)
+    return table
+
+
+def _warn(table: pl.DataFrame, view: pl.DataFrame, scorers: Sequence[Scorer]) -> None:
+    """What speaks against the scores; how they go with length is a matter of the report."""
+    for alarm in alarms(table.with_columns(view["group"]), view["text"], scorers):
+        if alarm.alarm != "length":
+            warnings.warn(alarm.says, UserWarning, stacklevel=3)
 
 
 def score_stream(
@@ -103,18 +119,18 @@ def score_stream(
                 hint="use karat.score on the whole pool, or `karat run`",
             )
     reference_view = None if reference is None else view_of(reference)
-    prepared = [prepare(part, reference_view, None) for part in scorers]
-    for part, ready in zip(scorers, prepared, strict=True):
-        tell(part, ready)
+    prepared = {id(part): prepare(part, reference_view, None) for part in scorers}
+    for part in scorers:
+        tell(part, prepared[id(part)])
 
     def tables() -> Iterator[pl.DataFrame]:
         for batch in batches:
             view = view_of(batch)
-            scored = [
-                score_prepared(part, view, ready, workers=workers)
-                for part, ready in zip(scorers, prepared, strict=True)
-            ]
-            yield _joined(view, scorers, scored, every_status=True)
+            found: dict[int, pl.DataFrame] = {}
+            for group in groups(scorers):
+                scored = score_prepared(group, view, [prepared[id(part)] for part in group], workers=workers)
+                found.update(zip(map(id, group), scored, strict=True))
+            yield _joined(view, scorers, [found[id(part)] for part in scorers], every_status=True)
 
     return tables()
 
@@ -224,14 +240,18 @@ def _reporter(progress: bool | Progress | None, total: int) -> Iterator[Callable
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[tokens]}"),
             console=Console(stderr=True),
         )
 
         def start(kind: str) -> OnChunk:
-            task = bar.add_task(kind, total=total)
-            return lambda done, _seconds: bar.update(task, completed=done)
+            task = bar.add_task(kind, total=total, tokens="")
+            spent.clear()
+            return lambda done, seconds: bar.update(
+                task, completed=done, tokens=rate(spent["tokens"], seconds, "tokens")
+            )
 
-        with bar:
+        with bar, spending() as spent:
             yield start
     else:
         yield None

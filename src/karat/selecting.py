@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,6 +10,8 @@ import polars as pl
 
 from karat.errors import DataError, SelectionError, closest
 from karat.parts import Selector
+from karat.reasons import with_status
+from karat.statuses import status_counts
 
 if TYPE_CHECKING:
     from karat.rows.specs import Layout
@@ -22,11 +25,18 @@ _LENGTH = "add the scorer `length`, or name your own column with `tokens`"
 def select(selector: Selector, scores: Any) -> pl.DataFrame:
     """Decide which rows to keep: `id`, `weight` (Float64, 0 = dropped), `reason`; in the order of `scores`.
 
+    A row that has no score is dropped with the words of the scorer's status; one that was truncated has its
+    score and takes part.
+    Numbers that a selector shows follow, as `topsis.closeness`. What it notes about its choice is warned.
+
     scores: a table with `id` (unique strings) and the selector's columns, as a polars DataFrame or
     LazyFrame, a `datasets.Dataset`, a pandas DataFrame or an Arrow table. Raises SelectionError for a
     missing or unsuitable column or an impossible budget, ScoreError for broken scores.
     """
-    return ranked(selector, scores).drop("rank")
+    chosen = ranked(selector, scores)
+    for note in selector.notes(score_columns(selector, scores), chosen):
+        warnings.warn(f"{selector.kind}: {note}", UserWarning, stacklevel=2)
+    return chosen.drop("rank")
 
 
 def ranked(selector: Selector, scores: Any) -> pl.DataFrame:
@@ -34,7 +44,29 @@ def ranked(selector: Selector, scores: Any) -> pl.DataFrame:
     table = score_columns(selector, scores)
     if table.is_empty():
         raise SelectionError("the score table has no rows")
-    return _checked(selector, table, selector.select(table))
+    written = {f"{name.partition('.')[0]}.status" for name in selector.needs()}
+    told = [name for name in column_names(scores) if name in written]
+    statuses = as_polars(scores, told) if told else pl.DataFrame()
+    try:
+        decided = _checked(selector, table, selector.select(table))
+    except SelectionError as error:
+        if why := _all_failed(table, statuses):
+            raise SelectionError(error.problem, where=error.where, hint=why) from error
+        raise
+    return with_status(decided, statuses) if statuses.width else decided
+
+
+def _all_failed(table: pl.DataFrame, statuses: pl.DataFrame) -> str | None:
+    """Which scorer failed on every row, and why; no report is written then that could tell it."""
+    told = table.with_columns(statuses)
+    for line in status_counts(told, [name.removesuffix(".status") for name in statuses.columns]):
+        if line["failed"] == line["rows"]:
+            first = line["reasons"][0]
+            return (
+                f"{line['scorer']} failed on all {line['rows']:,} rows, most often: {first['reason']} "
+                f"(for example id {first['example']!r})"
+            )
+    return None
 
 
 def score_columns(selector: Selector, scores: Any) -> pl.DataFrame:
@@ -179,7 +211,8 @@ def _checked(selector: Selector, table: pl.DataFrame, result: pl.DataFrame) -> p
         problem = "it did not return each id once, in the order given"
     else:
         try:
-            result = result.select(list(_RESULT)).cast(_RESULT)  # type: ignore[arg-type]
+            own = [name for name in result.columns if name.startswith(f"{selector.kind}.")]
+            result = result.select([*_RESULT, *own]).cast(_RESULT)  # type: ignore[arg-type]
         except pl.exceptions.PolarsError as error:
             problem = str(error)
         else:

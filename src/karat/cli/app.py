@@ -95,6 +95,19 @@ def list_parts(
 
 
 @app.command()
+def explain(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A finished run's folder, or its config file.")
+    ],
+    row: Annotated[str, typer.Argument(metavar="ID", help="The id of a row of the pool.")],
+) -> None:
+    """Show why one row was kept or dropped: its scores, their places in the pool, what scorers said."""
+    from karat.cli.explain import explain_command
+
+    explain_command(run_dir, row)
+
+
+@app.command()
 def push(
     run_dir: Annotated[
         Path, typer.Argument(metavar="RUN", help="A finished run's folder, or its config file.")

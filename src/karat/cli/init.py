@@ -90,7 +90,7 @@ def source(found: Survey) -> list[str]:
     if spec.split:
         lines.append(line(f"  split: {quoted(spec.split)}", "of " + ", ".join(map(quoted, found.splits))))
     others = f"; here also {' or '.join(found.layouts)} would fit" if found.layouts else ""
-    kinds = "text, alpaca, prompt_completion, messages, sharegpt"
+    kinds = "text, alpaca, prompt_completion, preference, messages, sharegpt"
     lines.append(line(f"  layout: {spec.layout}", (kinds if not others else "detected") + others))
     lines.extend(_columns(found))
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in rows.skipped.items())
@@ -118,6 +118,7 @@ def _columns(found: Survey) -> list[str]:
         "prompt": "what is asked",
         "input": "second part of what is asked",
         "response": "what is answered",
+        "rejected": "the other answer",
         "messages": "the list of turns",
     }
     said = {"id": found.ids[1:], "group": found.groups[1:]}
@@ -162,6 +163,10 @@ def _scorers(with_reference: bool) -> list[str]:
         line("  - kind: length", "bytes, characters and tokens: budgets in tokens need it"),
         line("    tokenizer: words", "words, bytes, or a Hugging Face tokenizer"),
         line("  # - {kind: length_control, of: zip_fit.alignment}", "a score without its length"),
+        "  # What a causal language model says of each row (a folder or a Hub id); those of one model share",
+        "  # one pass over it, and every row gets a status: ok, truncated, or failed with the reason.",
+        line("  # - {kind: perplexity, model: MODEL}", "surprise at the text, nats per token"),
+        line("  # - {kind: loss, model: MODEL}", "loss of the response given the prompt"),
     ]
 
 

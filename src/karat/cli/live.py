@@ -24,12 +24,12 @@ class Bars:
         task = self._progress.add_task(stage, total=total or None, pace="")
         self._tasks[stage] = (task, total, unit, time.monotonic())
 
-    def advance(self, stage: str, done: int) -> None:
+    def advance(self, stage: str, done: int, also: str = "") -> None:
         """Move it."""
         if stage in self._tasks:
             task, total, unit, began = self._tasks[stage]
             shown = f"{done:,}/{total:,} {unit}, {pace(done, total, time.monotonic() - began, unit)}"
-            self._progress.update(task, completed=done, pace=shown)
+            self._progress.update(task, completed=done, pace=f"{shown}, {also}" if also else shown)
 
     def finish(self, stage: str, note: str) -> None:
         """Close it with a line."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +17,14 @@ from karat.chunked import Pending, pending, score_table
 from karat.cli.live import live
 from karat.cli.run import rows_of
 from karat.config import Config, Loaded, load_config
+from karat.deriving import derived_scorers
 from karat.fitting import Fitting
 from karat.inputs import Inputs, check_folders, check_tokens, gather, run_key
-from karat.parts import DerivedScorer
-from karat.progress import duration
+from karat.parts import DerivedScorer, Scorer
+from karat.progress import current, duration
 from karat.record import complete
-from karat.score_engine import cores, fit_pool, prepare, score_chunk
+from karat.score_engine import cores, fit_pool, groups, prepare, score_chunk_together
+from karat.scorers.model.source import ModelScorer
 from karat.store import DIGEST, Store, read_json
 
 SAMPLE = 24
@@ -47,8 +50,8 @@ def plan_command(file: Path, overrides: list[str]) -> None:
     check_folders(loaded)
     with live(err):
         inputs = gather(loaded, Store(config.store))
-    done = complete(config.out, run_key(config)) is not None
-    steps = [] if done else list(plan(loaded, inputs))
+        done = complete(config.out, run_key(config)) is not None
+        steps = [] if done else plan(loaded, inputs)
     table = Table(box=None)
     for title in ("stage", "to do", "about"):
         table.add_column(title)
@@ -70,25 +73,33 @@ def plan_command(file: Path, overrides: list[str]) -> None:
         return
     out.print(table)
     total = duration(sum(step.seconds or 0 for step in steps))
-    out.print(Text(f"in all about {total}; scoring is judged by a sample of {SAMPLE} rows"))
+    unknown = "" if all(step.seconds is not None for step in steps) else ", and what is not timed"
+    out.print(Text(f"in all about {total}{unknown}; scoring is judged by a sample of {SAMPLE} rows"))
     out.print(Text(f"next: karat run {shlex.quote(str(file))}"))
 
 
 def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
-    """What each stage has to do."""
+    """What each stage has to do; scorers that share a pass are one step."""
     config = loaded.config
     store = Store(config.store)
     steps = []
-    for scorer in config.scorers:
-        if isinstance(scorer, DerivedScorer):
-            steps.append(Step(f"score {scorer.kind}", f"from {', '.join(scorer.sources())}", 0.1))
+    measuring = [scorer for scorer in config.scorers if not isinstance(scorer, DerivedScorer)]
+    for group in groups(measuring):
+        works = [pending(scorer, inputs.view, inputs.reference, store) for scorer in group]
+        if group[0].kind == "length" and works[0].missing.is_empty():
+            check_tokens(loaded, inputs, score_table(inputs.view, works, store))
+        missing = max(work.missing.height for work in works)
+        name = f"score {' + '.join(scorer.kind for scorer in group)}"
+        together = ", in one pass" if missing and len(group) > 1 else ""
+        note = f"{missing:,} rows to score, {min(work.known for work in works):,} in the store{together}"
+        if missing and any(getattr(scorer, "server", None) is not None for scorer in group):
+            # A plan must not spend what a server may charge for.
+            steps.append(Step(name, f"{note}; asks a server, not timed", None))
             continue
-        work = pending(scorer, inputs.view, inputs.reference, store)
-        if scorer.kind == "length" and work.missing.is_empty():
-            check_tokens(loaded, inputs, score_table(inputs.view, [work], store))
-        seconds = _estimate(work, inputs.reference) if work.missing.height else 0.0
-        note = f"{work.missing.height:,} rows to score, {work.known:,} in the store"
-        steps.append(Step(f"score {scorer.kind}", note, seconds))
+        seconds = _estimate(works, inputs.reference, name) if missing else 0.0
+        steps.append(Step(name, note, seconds))
+    for derived in derived_scorers(config.scorers):
+        steps.append(Step(f"score {derived.kind}", f"from {', '.join(derived.sources())}", 0.1))
     chosen = config.select.model_dump(mode="json", exclude_defaults=True)
     steps.append(Step("select", ", ".join(f"{key} {value}" for key, value in chosen.items()), 0.1))
     steps.append(Step("export", "dataset/, selection.parquet", 0.5))
@@ -98,18 +109,35 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
     return steps
 
 
-def _estimate(work: Pending, reference: pl.DataFrame | None) -> float:
-    sample = work.missing.sample(min(SAMPLE, work.missing.height), seed=0).drop(DIGEST)
+def _estimate(works: Sequence[Pending], reference: pl.DataFrame | None, name: str) -> float:
+    """Seconds for what is missing, by the clock, from scoring a sample; a model's loading is counted once."""
+    largest = max(works, key=lambda work: work.missing.height).missing
+    sample = largest.sample(min(SAMPLE, largest.height), seed=0).drop(DIGEST, "place")
     target = reference.drop(DIGEST) if reference is not None else None
+    scorers = [work.scorer for work in works]
+    current().start(f"{name}: time a sample", sample.height, "rows")
     began = time.perf_counter()
-    fitted = fit_pool(work.scorer, sample, target, Fitting()) if work.scorer.needs_pool() else None
+    fitted = [fit_pool(part, sample, target, Fitting()) if part.needs_pool() else None for part in scorers]
     fitting = time.perf_counter() - began
-    prepared = prepare(work.scorer, target, fitted)
-    score_chunk(work.scorer, sample.head(1), prepared)
+    began = time.perf_counter()
+    prepared = [prepare(part, target, learned) for part, learned in zip(scorers, fitted, strict=True)]
+    score_chunk_together(scorers, sample.head(1), prepared)
+    ready = time.perf_counter() - began
     began = time.perf_counter() - fitting
-    score_chunk(work.scorer, sample, prepared)
+    score_chunk_together(scorers, sample, prepared)
     each = (time.perf_counter() - began) / sample.height
-    return float(each * work.missing.height / cores())
+    current().finish(f"{name}: time a sample", f"{sample.height} rows")
+    starting = ready if isinstance(scorers[0], ModelScorer) else 0.0
+    return float(starting + each * largest.height / _at_once(scorers[0]))
+
+
+def _at_once(scorer: Scorer) -> int:
+    """How many chunks are scored at a time: one for each core, or for each device that holds the model."""
+    if not isinstance(scorer, ModelScorer):
+        return cores()
+    from karat.scorers.model.loading import devices
+
+    return len(devices(scorer.device))
 
 
 def _training(config: Config, store: Store) -> list[Step]:

@@ -11,8 +11,9 @@ from rich.text import Text
 
 from karat.cli.live import live
 from karat.config import load_config
-from karat.inputs import run_key
+from karat.inputs import check_scorers, run_key
 from karat.record import complete
+from karat.statuses import status_lines
 
 err = Console(stderr=True, highlight=False)
 out = Console(highlight=False)
@@ -26,6 +27,7 @@ def say(line: Text | str = "") -> None:
 def run_command(file: Path, overrides: list[str], *, fresh: bool, verbose: bool) -> None:
     """Run the config; a complete run is recognised and left as it is."""
     loaded = load_config(file, overrides)
+    check_scorers(loaded)
     done = None if fresh else complete(loaded.config.out, run_key(loaded.config))
     if done is not None:
         say(f"nothing to compute: {loaded.config.out} is complete and unchanged")
@@ -61,7 +63,7 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
         share = counts["tokens"]["selected"] / max(1, counts["tokens"]["pool"])
         lines.append(f"{counts['tokens']['selected']:,} tokens, {share:.1%} of the pool")
     lines += [f"{rows_of(count)} skipped: {reason}" for reason, count in counts["skipped"].items()]
-    lines += [f"{rows_of(count)} without {column}" for column, count in counts["no_score"].items()]
+    lines += status_lines(done["statuses"])
     lines += [f"warning: {warning}" for warning in done["warnings"]]
     for comparison in (done["training"] or {}).get("comparisons", ()):
         lines.append(_comparison(comparison, done["training"]["unit"]))
@@ -69,11 +71,13 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
         say(Text(line))
     say()
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    model = (done["training"] or {}).get("folder")
     for name, what in (
         ("report.html", "open it in a browser"),
         ("dataset/", 'datasets.load_dataset("parquet", data_files="…/dataset/*.parquet")'),
         ("selection.parquet", "every row with weight, reason, rank and scores"),
         ("run.json", "config, digests, versions, timings, counts, metrics"),
+        *([(f"{model}/", "trained on the selection; `model:` of scorers takes it")] if model else []),
     ):
         say(Text(f"  {shown / name}".ljust(44), style="cyan") + Text(what, style="dim"))
     say()

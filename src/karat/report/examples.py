@@ -8,12 +8,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from karat.estimates import is_bound
+from karat.length_correlation import is_length
 from karat.report.run import Run, finite
 from karat.report.statistics import Cut
 from karat.report.words import number, visible
+from karat.score_contract import OK
+from karat.statuses import states
 
 TEXT_LIMIT = 600
 PER_SECTION = 4
+MOST_OTHERS = 6
+"""Scores beside the selecting one whose ends are shown."""
+CANDIDATES = 12
+"""Rows at an end of such a score of which the first that stand nowhere else are shown."""
+_UNSHOWN = "Of the rows that are not shown above, those with the"
 _SEED = 17
 
 
@@ -44,13 +53,34 @@ def examples(run: Run, cut: Cut | None) -> list[Section]:
             (below, "The first that were dropped: would you have dropped them?", outside.head(PER_SECTION)),
             ("Worst", f"The dropped rows with the worst {run.by}.", worst),
         ]
+    others = _other_ends(run)
     shown: set[int] = set()
     sections: list[Section] = []
     for title, says, part in ends:
         _add(sections, shown, run, title, says, part["row"].to_list())
+    for title, says, part in others:
+        _add(sections, shown, run, title, says, part["row"].to_list(), PER_SECTION // 2)
     for title, part in (("Random kept", good), ("Random dropped", bad)):
         _add(sections, shown, run, title, "Drawn at random, with a fixed seed.", _random(part["row"]))
     return sections
+
+
+def _other_ends(run: Run) -> list[tuple[str, str, pl.DataFrame]]:
+    """Rows at both ends of the scores that did not select, and rows that could not be scored."""
+    found: list[tuple[str, str, pl.DataFrame]] = []
+    others = [name for name in run.scores if name != run.by and not is_length(name)]
+    for name in [other for other in others if not is_bound(other, run.frame.columns)][:MOST_OTHERS]:
+        table = pl.DataFrame({"score": finite(run.frame[name]), "id": run.frame["id"]}).with_row_index("row")
+        ranked = table.drop_nulls("score").sort("score", "id", descending=[True, False])
+        if ranked.height > 1 and ranked["score"][0] != ranked["score"][-1]:
+            most, least = ranked.head(CANDIDATES), ranked.tail(CANDIDATES).reverse()
+            found.append((f"Highest {name}", f"{_UNSHOWN} largest values.", most))
+            found.append((f"Lowest {name}", f"{_UNSHOWN} smallest values.", least))
+    for kind in (name.removesuffix(".status") for name in run.frame.columns if name.endswith(".status")):
+        failed = pl.DataFrame({"id": run.frame["id"], "bad": states(run.frame, kind) == "failed"})
+        rows = failed.with_row_index("row").filter("bad").sort("id").head(CANDIDATES)
+        found.append((f"Not scored by {kind}", "Rows that could not be scored.", rows))
+    return found
 
 
 def _ordered(run: Run) -> pl.DataFrame:
@@ -73,8 +103,16 @@ def _random(rows: pl.Series) -> list[int]:
     return [int(row) for row in ordered[drawn]]
 
 
-def _add(sections: list[Section], shown: set[int], run: Run, title: str, says: str, rows: list[int]) -> None:
-    fresh = [row for row in rows if row not in shown][:PER_SECTION]
+def _add(
+    sections: list[Section],
+    shown: set[int],
+    run: Run,
+    title: str,
+    says: str,
+    rows: list[int],
+    most: int = PER_SECTION,
+) -> None:
+    fresh = [row for row in rows if row not in shown][:most]
     shown.update(fresh)
     if fresh:
         sections.append(Section(title, says, _cards(run, fresh)))
@@ -100,6 +138,11 @@ def _card(run: Run, line: dict[str, Any], text: str | None) -> dict[str, Any]:
         "weight": number(float(line["weight"])),
         "reason": visible(str(line["reason"])) if line["reason"] is not None else "",
         "scores": [(name, number(line[name])) for name in names],
+        "statuses": [
+            (name, visible(str(told)))
+            for name, told in line.items()
+            if name.endswith(".status") and told not in (None, OK)
+        ],
         "text": visible(whole[:TEXT_LIMIT].replace("\r\n", "\n")),
         "more": max(len(whole) - TEXT_LIMIT, 0),
         "absent": text is None,

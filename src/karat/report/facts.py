@@ -9,6 +9,8 @@ import polars as pl
 from karat.reasons import kind_of_reason
 from karat.report import headline, score_figures, statistics, training_figures, words
 from karat.report.run import Run
+from karat.statuses import status_counts
+from karat.vector_columns import vector_facts
 
 _BAND = "Thick lines are means over seeds, bands one standard deviation, thin lines single seeds."
 _DRAWN = 7
@@ -42,6 +44,7 @@ def what_the_frame_says(run: Run) -> dict[str, Any]:
     return {
         "cut": cut, "distributions": distributions, "correlations": statistics.correlations(run),
         "groups": groups, "group_names": names, **_against_length(run, lead, cut), "statuses": _statuses(run),
+        "vectors": [vector_facts(run.frame, name) for name in run.vectors],
         "group_chart": score_figures.groups(groups, names, run.size_column) if groups else None,
         "reasons": reasons.sort(["rows", "reason"], descending=[True, False], nulls_last=True).to_dicts(),
         "weight_chart": score_figures.weights(run), "ess": statistics.effective_samples(run.frame["weight"]),
@@ -68,28 +71,12 @@ def _group_name(line: dict[str, Any]) -> str:
 
 
 def _statuses(run: Run) -> list[dict[str, Any]]:
-    """Why rows have no score: each status with its count, a score's unexplained nulls as well."""
-    lines: list[dict[str, Any]] = []
-    for name in (n for n in run.frame.columns if n.endswith(".status")):
-        for status, rows in (
-            run.frame[name]
-            .drop_nulls()
-            .value_counts()
-            .sort("count", name, descending=[True, False])
-            .iter_rows()
-        ):
-            lines.append({"scorer": name.removesuffix(".status"), "status": str(status), "rows": rows})
-    for name in run.scores:
-        missing = run.frame[name].null_count()
-        explained = f"{name.split('.')[0]}.status"
-        silent = run.frame[name].is_null()
-        if explained in run.frame.columns:
-            silent = silent & run.frame[explained].is_null()
-        if missing and silent.any():
-            lines.append(
-                {"scorer": name, "status": "no score, no reason recorded", "rows": int(silent.sum())}
-            )
-    return lines
+    """How many rows each scorer scored, cut and failed on, with the reasons: scorers with nothing to say
+    are left out."""
+    columns = [*run.scores, *run.vectors, *(name for name in run.frame.columns if name.endswith(".status"))]
+    kinds = dict.fromkeys(name.partition(".")[0] for name in columns if name not in run.lengths)
+    lines = status_counts(run.frame, [*kinds, *(["length"] if "length.status" in columns else [])])
+    return [line for line in lines if f"{line['scorer']}.status" in columns or line["failed"]]
 
 
 def tiles(run: Run, facts: dict[str, Any]) -> list[tuple[str, str, str]]:

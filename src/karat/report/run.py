@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from karat.errors import DataError
+from karat.vector_columns import vector_columns
 
 DERIVED_LENGTH = "bytes of text"
 """Name of the length that is measured here when no `length` scorer ran: every score is held against it."""
@@ -38,6 +39,11 @@ class Run:
     def kept(self) -> int:
         """How many rows have a positive weight."""
         return int(self.mask.sum())
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The columns that hold vectors, which have norms in place of a distribution."""
+        return tuple(vector_columns(self.frame))
 
     @property
     def size_column(self) -> str | None:
@@ -74,6 +80,7 @@ def load(run_dir: Path, rows: pl.DataFrame) -> Run:
         for name, kind in frame.schema.items()
         if name not in _FIXED and not name.endswith(".status") and kind.is_numeric()
     )
+    scores = tuple(name for name in scores if not _of_the_choice(name, record, frame))
     lengths = tuple(name for name in scores if name.startswith("length."))
     if "length.bytes" not in scores and DERIVED_LENGTH not in scores:
         derived = rows.select("id", pl.col("text").str.len_bytes().cast(pl.Int64).alias(DERIVED_LENGTH))
@@ -116,8 +123,17 @@ def _record(path: Path) -> dict[str, Any]:
     return record
 
 
+def _of_the_choice(name: str, record: dict[str, Any], frame: pl.DataFrame) -> bool:
+    """Whether a column is a selector's note on each choice (a gain), which no dropped row can have."""
+    kind = _dict(_dict(record.get("config")).get("select")).get("kind")
+    return name.startswith(f"{kind}.") and not frame.filter(frame["weight"] == 0)[name].is_not_null().any()
+
+
 def _selecting_score(select: dict[str, Any], scores: tuple[str, ...]) -> str | None:
-    """The score that the selector read: `by`, or the first score that its settings name."""
+    """The score that decided: the selector's own (`topsis.closeness`), `by`, or the first that it names."""
+    own = f"{select.get('kind')}."
+    if shown := [name for name in scores if name.startswith(own)]:
+        return shown[0]
     if select.get("by") in scores:
         return str(select["by"])
     return next((text for text in _strings(select) if text in scores), None)

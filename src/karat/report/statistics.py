@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from karat.estimates import is_bound
-from karat.length_correlation import correlation, matched_columns, with_design
+from karat.length_correlation import correlation, is_length, matched_columns, with_design
 from karat.report.run import Run, finite
 
 Floats = NDArray[np.float64]
@@ -126,7 +126,7 @@ def correlations(run: Run) -> list[dict[str, Any]]:
     matched = matched_columns(run.scorers)
     lines: list[dict[str, Any]] = []
     for score in run.scores:
-        if score in run.lengths or is_bound(score, run.frame.columns):
+        if score in run.lengths or is_length(score) or is_bound(score, run.frame.columns):
             continue
         for length in run.lengths:
             found = correlation(finite(run.frame[score]), finite(run.frame[length]))

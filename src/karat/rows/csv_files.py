@@ -14,7 +14,9 @@ from karat.errors import DataError
 from karat.rows.loaded import SKIP_HINT, Loaded
 from karat.rows.opened import READ_ERRORS, broken, opened, refuse_utf16
 
-TEXT_COLUMNS = ("text", "prompt", "completion", "response", "instruction", "input", "output")
+TEXT_COLUMNS = (
+    "text", "prompt", "completion", "response", "instruction", "input", "output", "chosen", "rejected",
+)  # fmt: skip
 """Columns that stay text though every value looks like a number."""
 _INTEGER = r"^-?(0|[1-9]\d{0,17})$"
 # No more digits than a float holds, so that nothing is lost.

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from karat.errors import ConfigError, DataError, closest
 from karat.rows.ids import content_ids
-from karat.rows.layouts import as_text, detect_layout, fields_of, to_fields
-from karat.rows.loaded import Loaded
+from karat.rows.layouts import detect_layout, fields_of, to_fields
+from karat.rows.loaded import Loaded, as_text
 from karat.rows.specs import Columns, Layout, RowOptions
 from karat.rows.storable import storable
 from karat.rows.view import VIEW, Rows

@@ -1,20 +1,27 @@
-"""From the user's columns to text, prompt and response."""
+"""From the user's columns to those of the view."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 
 from karat.errors import DataError, closest
-from karat.rows.loaded import Loaded
+from karat.rows.conversations import Turn, asked_and_answered, messages_of, turn_fields, turns_beyond
+from karat.rows.loaded import SKIP_HINT, Loaded, as_text
+from karat.rows.preferences import pairs_of
 from karat.rows.specs import Columns, RowOptions
+from karat.rows.view import CONTENT, VIEW
 
-ANSWERING = {"assistant", "gpt", "bot", "model", "chatgpt"}
+Found = tuple[str | None, str | None, str | None, list[Turn] | None]
+"""Prompt, response, rejected, turns."""
+
 EXPECTED = {
     "text": "`text`",
     "alpaca": "`instruction`, `output` and maybe `input`",
     "prompt_completion": "`prompt` and `completion` or `response`",
+    "preference": "`chosen`, `rejected` and maybe `prompt`",
     "messages": "`messages` with role and content",
     "sharegpt": "`conversations` with from and value",
 }
@@ -23,6 +30,7 @@ FIELDS = {
     "text": {"text"},
     "alpaca": {"prompt", "input", "response"},
     "prompt_completion": {"prompt", "response"},
+    "preference": {"prompt", "response", "rejected"},
     "messages": {"messages"},
     "sharegpt": {"messages"},
 }
@@ -30,6 +38,8 @@ FIELDS = {
 
 def detect_layout(frame: pl.DataFrame, columns: Columns, source: str) -> str:
     """The layout that the columns speak of; raises DataError where none or several fit."""
+    if columns.rejected is not None:
+        return "preference"
     if columns.messages is not None:
         return "sharegpt" if turn_fields(frame, columns.messages) == ("from", "value") else "messages"
     if columns.text is not None:
@@ -57,6 +67,7 @@ def layouts_of(frame: pl.DataFrame) -> list[str]:
     return [
         name
         for name, fits in (
+            ("preference", {"chosen", "rejected"} <= have),
             ("messages", "messages" in have),
             ("sharegpt", "conversations" in have),
             ("alpaca", {"instruction", "output"} <= have),
@@ -78,6 +89,10 @@ def fields_of(layout: str, columns: Columns, frame: pl.DataFrame) -> dict[str, s
         return {**fields, "input": second} if columns.input or second in frame.columns else fields
     if layout == "prompt_completion":
         return {"prompt": columns.prompt or "prompt", "response": columns.response or answer}
+    if layout == "preference":
+        asked = columns.prompt or ("prompt" if "prompt" in frame.columns else None)
+        answers = {"response": columns.response or "chosen", "rejected": columns.rejected or "rejected"}
+        return answers if asked is None else {"prompt": asked, **answers}
     return {"messages": columns.messages or ("messages" if layout == "messages" else "conversations")}
 
 
@@ -94,7 +109,7 @@ def _no_strangers(layout: str, columns: Columns, source: str) -> None:
 
 
 def to_fields(loaded: Loaded, options: RowOptions, layout: str) -> tuple[pl.DataFrame, pl.Series]:
-    """Columns text, prompt, response, and which rows are good; raises DataError for a bad one."""
+    """The content columns of the view, and which rows are good; raises DataError for a bad one."""
     frame = loaded.frame
     _no_strangers(layout, options.columns, loaded.source)
     fields = fields_of(layout, options.columns, frame)
@@ -109,29 +124,16 @@ def to_fields(loaded: Loaded, options: RowOptions, layout: str) -> tuple[pl.Data
     good = pl.Series("good", [True]).new_from_index(0, frame.height)
     if layout in ("messages", "sharegpt"):
         return _conversations(loaded, fields["messages"], options)
+    if layout == "preference":
+        return _preferences(loaded, fields, options)
     texts = {field: as_text(loaded, name) for field, name in fields.items()}
     if layout == "text":
-        return _view(texts["text"], None, None), good
+        return _view(text=texts["text"]), good
     prompt = texts["prompt"]
     if "input" in texts:
         prompt = _join(prompt, texts["input"])
-    return _view(_join(prompt, texts["response"]), prompt, texts["response"]), good
-
-
-def as_text(loaded: Loaded, name: str) -> pl.Series:
-    """A column as strings; raises DataError where it holds anything else."""
-    column = loaded.frame[name]
-    if column.dtype in (pl.Categorical, pl.Enum, pl.Null):
-        return column.cast(pl.String)
-    if column.dtype != pl.String:
-        row = next((i for i, value in enumerate(column) if value is not None), 0)
-        value = repr(column.slice(row, 1).to_list()[0])
-        shown = value if len(value) < 60 else value[:57] + "..."
-        raise DataError(
-            f"holds {column.dtype} where text is expected, e.g. {shown}",
-            where=f"{loaded.place(row)}, column {name!r}",
-        )
-    return column
+    response = texts["response"]
+    return _view(text=_join(prompt, response), prompt=prompt, response=response), good
 
 
 def _join(first: pl.Series, second: pl.Series) -> pl.Series:
@@ -149,22 +151,17 @@ def _join(first: pl.Series, second: pl.Series) -> pl.Series:
     return frame.select(joined.alias("joined")).to_series()
 
 
-def _view(text: pl.Series, prompt: pl.Series | None, response: pl.Series | None) -> pl.DataFrame:
-    empty = pl.Series([None], dtype=pl.String).new_from_index(0, len(text))
-    columns = {"text": text, "prompt": prompt, "response": response}
-    return pl.DataFrame({name: empty if c is None else c.alias(name) for name, c in columns.items()})
-
-
-def turn_fields(frame: pl.DataFrame, name: str) -> tuple[str, str] | None:
-    """The keys of a column's turns, or None where it holds no turns."""
-    dtype = frame.schema.get(name)
-    if not isinstance(dtype, pl.List) or not isinstance(dtype.inner, pl.Struct):
-        return None
-    inside = {field.name for field in dtype.inner.fields}
-    for pair in (("role", "content"), ("from", "value")):
-        if set(pair) <= inside:
-            return pair
-    return None
+def _view(**columns: pl.Series) -> pl.DataFrame:
+    """The content of the view; columns that are not given are null."""
+    height = len(columns["text"])
+    return pl.DataFrame(
+        {
+            name: columns[name]
+            if name in columns
+            else pl.Series([None], dtype=VIEW[name]).new_from_index(0, height)
+            for name in CONTENT
+        }
+    )
 
 
 def _conversations(loaded: Loaded, name: str, options: RowOptions) -> tuple[pl.DataFrame, pl.Series]:
@@ -174,35 +171,50 @@ def _conversations(loaded: Loaded, name: str, options: RowOptions) -> tuple[pl.D
             f"holds {loaded.frame[name].dtype}, not a list of turns with role and content, or from and value",
             where=f"{loaded.source}, column {name!r}",
         )
-    prompts: list[str | None] = []
-    responses: list[str | None] = []
-    good = []
-    for row, turns in enumerate(loaded.frame[name].to_list()):
-        problem, prompt, response = _turns(turns, *pair)
-        if problem and options.on_bad_row == "error":
-            raise DataError(problem, where=f"{loaded.place(row)}, column {name!r}")
-        prompts.append(prompt)
-        responses.append(response)
-        good.append(problem is None)
-    asked, answered = pl.Series(prompts, dtype=pl.String), pl.Series(responses, dtype=pl.String)
+    found: list[Found | str] = []
+    for given in loaded.frame[name].to_list():
+        messages = messages_of(given, *pair)
+        if isinstance(messages, str):
+            found.append(messages)
+            continue
+        prompt, response = asked_and_answered(messages)
+        found.append((prompt, response, None, turns_beyond(messages, prompt, response)))
+    return _from_rows(loaded, f"column {name!r}", found, options)
+
+
+def _preferences(
+    loaded: Loaded, fields: dict[str, str], options: RowOptions
+) -> tuple[pl.DataFrame, pl.Series]:
+    pairs = pairs_of(loaded, fields)
+    found: list[Found | str] = [
+        pair if isinstance(pair, str) else (pair.prompt, pair.chosen, pair.rejected, pair.turns)
+        for pair in pairs
+    ]
+    columns = " and ".join(repr(fields[role]) for role in ("response", "rejected"))
+    return _from_rows(loaded, f"columns {columns}", found, options)
+
+
+def _from_rows(
+    loaded: Loaded, columns: str, found: list[Found | str], options: RowOptions
+) -> tuple[pl.DataFrame, pl.Series]:
+    """The view of rows that were read one by one, and which are good; raises DataError for a bad one."""
+    for row, told in enumerate(found):
+        if isinstance(told, str) and options.on_bad_row == "error":
+            raise DataError(told, where=f"{loaded.place(row)}, {columns}", hint=SKIP_HINT)
+    good = [not isinstance(told, str) for told in found]
     loaded.skipped["bad turns"] += good.count(False)
-    return _view(_join(asked, answered), asked, answered), pl.Series("good", good, dtype=pl.Boolean)
+    rows = [(None,) * 4 if isinstance(told, str) else told for told in found]
+    sides = zip(*rows, strict=True) if rows else ((),) * 4
+    names = ("prompt", "response", "rejected", "turns")
+    part = {name: _series(name, list(side)) for name, side in zip(names, sides, strict=True)}
+    text = _join(part["prompt"], part["response"])
+    return _view(text=text, **part), pl.Series("good", good, dtype=pl.Boolean)
 
 
-def _turns(turns: Any, role: str, content: str) -> tuple[str | None, str | None, str | None]:
-    """What is wrong, the prompt (all before the last answer) and the response (the last answer)."""
-    if not turns:
-        return None, None, None
-    said: list[str] = []
-    last = -1
-    for number, turn in enumerate(turns):
-        speaker, words = (turn or {}).get(role), (turn or {}).get(content)
-        if not isinstance(speaker, str):
-            return f"turn {number + 1} has no {role}", None, None
-        if words is not None and not isinstance(words, str):
-            return f"turn {number + 1}: {content} is not text", None, None
-        said.append(words or "")
-        if speaker.lower() in ANSWERING:
-            last = number
-    before = said if last < 0 else said[:last]
-    return None, "\n".join(filter(None, before)), None if last < 0 else said[last]
+def _series(name: str, values: list[Any]) -> pl.Series:
+    """A column of the view; lists of objects through Arrow, which builds them much faster."""
+    if name != "turns":
+        return pl.Series(values, dtype=VIEW[name])
+    text = pa.large_string()
+    kind = pa.large_list(pa.struct([("prompt", text), ("response", text)]))
+    return pl.Series(pl.from_arrow(pa.array(values, type=kind)), dtype=VIEW[name])

@@ -114,3 +114,19 @@ def _fit(one: pl.DataType, other: pl.DataType) -> bool:
 
 def _dtype(given: Any) -> pl.DataType:
     return given() if isinstance(given, type) else given  # type: ignore[no-any-return]
+
+
+def as_text(loaded: Loaded, name: str) -> pl.Series:
+    """A column as strings; raises DataError where it holds anything else."""
+    column = loaded.frame[name]
+    if column.dtype in (pl.Categorical, pl.Enum, pl.Null):
+        return column.cast(pl.String)
+    if column.dtype != pl.String:
+        row = next((i for i, value in enumerate(column) if value is not None), 0)
+        value = repr(column.slice(row, 1).to_list()[0])
+        shown = value if len(value) < 60 else value[:57] + "..."
+        raise DataError(
+            f"holds {column.dtype} where text is expected, e.g. {shown}",
+            where=f"{loaded.place(row)}, column {name!r}",
+        )
+    return column

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from karat.rows.harvest import HarvestSettings
 
-Layout = Literal["text", "alpaca", "prompt_completion", "messages", "sharegpt"]
+Layout = Literal["text", "alpaca", "prompt_completion", "preference", "messages", "sharegpt"]
 Format = Literal["jsonl", "json", "parquet", "csv", "tsv", "arrow", "saved"]
 
 
@@ -24,7 +24,8 @@ class Columns(BaseModel):
     text: str | None = Field(None, description="plain text")
     prompt: str | None = Field(None, description="what is asked")
     input: str | None = Field(None, description="Alpaca's second part of the prompt")
-    response: str | None = Field(None, description="what is answered")
+    response: str | None = Field(None, description="what is answered; of preference data the chosen answer")
+    rejected: str | None = Field(None, description="the other answer of preference data")
     messages: str | None = Field(None, description="list of turns with role and content, or from and value")
 
 

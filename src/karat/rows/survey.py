@@ -10,9 +10,10 @@ from pathlib import Path
 import polars as pl
 
 from karat.errors import DataError
+from karat.rows.conversations import turn_fields
 from karat.rows.files import detect_format, find_files, read_files
 from karat.rows.frames import to_rows
-from karat.rows.layouts import fields_of, layouts_of, turn_fields
+from karat.rows.layouts import fields_of, layouts_of
 from karat.rows.loaded import Loaded
 from karat.rows.specs import Columns, FileData
 from karat.rows.view import Rows

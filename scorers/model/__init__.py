@@ -1,0 +1,1 @@
+"""Asking models: which, where, and everything that several scorers want in one pass."""

@@ -1,0 +1,1 @@
+"""Asking a model that someone else serves, through its OpenAI-compatible HTTP interface."""

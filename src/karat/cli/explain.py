@@ -1,0 +1,61 @@
+"""`karat explain`: everything that a run knows of one row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from karat.cli.hub import run_folder
+from karat.errors import DataError, closest
+from karat.report.words import count, number, percent, shorten
+from karat.statuses import FAILED
+from karat.vector_columns import vector_columns
+
+out = Console(highlight=False)
+
+
+def explain_command(run_dir: Path, row_id: str) -> None:
+    """Print the decision on a row, its scores with their places in the pool, and what its scorers said."""
+    folder = run_folder(run_dir)
+    path = folder / "selection.parquet"
+    if not path.is_file():
+        raise DataError("there is no selection here", where=str(path), hint="run `karat run` first")
+    selection = pl.read_parquet(path, glob=False)
+    found = selection.filter(pl.col("id") == row_id)
+    if found.is_empty():
+        ids = selection["id"].head(100_000).to_list()
+        raise DataError(f"there is no row {row_id!r}", where=str(path), hint=closest(row_id, ids))
+    row = found.row(0, named=True)
+    group = f", group {row['group']!r}" if row.get("group") is not None else ""
+    out.print(Text(f"{row_id}{group}", style="bold"), soft_wrap=True)
+    out.print(Text(f"{row['reason']}; weight {number(float(row['weight']))}"), soft_wrap=True)
+    out.print(scores(selection, row))
+
+
+def scores(selection: pl.DataFrame, row: dict[str, object]) -> Table:
+    """A line for each score: its value, the share of the scored rows that lie below it, and the status."""
+    table = Table(box=None)
+    for title in ("score", "value", "rows below", "status"):
+        table.add_column(title)
+    vectors = vector_columns(selection)
+    for name, dtype in selection.schema.items():
+        if name in ("id", "weight", "reason", "rank", "group") or name.endswith(".status"):
+            continue
+        told = row.get(f"{name.partition('.')[0]}.status")
+        value, below = row[name], ""
+        if name in vectors and isinstance(value, list):
+            shown = f"{count(len(value))} numbers"
+        elif dtype.is_numeric():
+            known = selection[name].drop_nulls()
+            shown = number(value)
+            lower = int((known < value).sum()) if value is not None else 0
+            below = percent(lower / len(known)) if value is not None else ""
+        else:
+            shown = "" if value is None else shorten(str(value), 60)
+        said = "" if told is None else str(told).removeprefix(FAILED) if value is None else str(told)
+        table.add_row(Text(name, style="cyan"), Text(shown), Text(below), Text(shorten(said, 200)))
+    return table

@@ -10,11 +10,19 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticCustomError, PydanticUndefined
 
+from karat.allocation import Allocation
 from karat.errors import ConfigError, closest
 from karat.parts import Part, Reweighter, Scorer, Selector
 from karat.registry import members, resolve
+from karat.verifier import Verifier
 
-CONTRACTS: dict[str, type[Part]] = {"scorers": Scorer, "selectors": Selector, "reweighters": Reweighter}
+CONTRACTS: dict[str, type[Part]] = {
+    "scorers": Scorer,
+    "selectors": Selector,
+    "reweighters": Reweighter,
+    "verifiers": Verifier,
+    "allocations": Allocation,
+}
 
 
 @dataclass(frozen=True)

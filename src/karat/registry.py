@@ -9,14 +9,18 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BeforeValidator, SerializeAsAny
 from pydantic_core import PydanticCustomError
 
+from karat.allocation import Allocation
 from karat.errors import closest
 from karat.parts import Part, Reweighter, Scorer, Selector
+from karat.verifier import Verifier
 
 # Each package carries its own table MEMBERS of kind -> "module:Class", so that listing loads nothing heavy.
 HOMES: dict[type[Part], str] = {
     Scorer: "karat.scorers",
     Selector: "karat.reweight.select",
     Reweighter: "karat.reweight.online",
+    Verifier: "karat.scorers.verifiers",
+    Allocation: "karat.reweight.allocate",
 }
 
 P = TypeVar("P", bound=Part)
@@ -104,3 +108,5 @@ def _loader(contract: type[Part]) -> Callable[[Any], Any]:
 AnyScorer = Annotated[SerializeAsAny[Scorer], BeforeValidator(_loader(Scorer))]
 AnySelector = Annotated[SerializeAsAny[Selector], BeforeValidator(_loader(Selector))]
 AnyReweighter = Annotated[SerializeAsAny[Reweighter], BeforeValidator(_loader(Reweighter))]
+AnyVerifier = Annotated[SerializeAsAny[Verifier], BeforeValidator(_loader(Verifier))]
+AnyAllocation = Annotated[SerializeAsAny[Allocation], BeforeValidator(_loader(Allocation))]

@@ -17,10 +17,10 @@ from scipy import stats
 from tiny_models import tiny_model, tiny_pair
 
 from karat.scorers.generation.drawing import Drawing, gumbel, key_of_row, nucleus
-from karat.scorers.generation.samples import Ask, Sample
-from karat.scorers.generation.settings import Generation
 from karat.scorers.generation.local import LocalSampler
 from karat.scorers.generation.responders import ResponseModel, responses_key
+from karat.scorers.generation.samples import Ask, Sample
+from karat.scorers.generation.settings import Generation
 from karat.trainers.byte_tokenizer import EOS
 
 PROMPTS = ["", "a", "What is 2 + 2?", "{prompt} {0} %s 🙂", "word " * 30]
@@ -38,6 +38,14 @@ def sampler(kind: str = "llama", **settings: Any) -> LocalSampler:
 
 def asks(count: int = 3, prompts: Sequence[str] = PROMPTS) -> list[Ask]:
     return [Ask(f"q{i}", prompt, n) for i, prompt in enumerate(prompts) for n in range(count)]
+
+
+def greedy(kind: str, ask: Ask) -> list[int]:
+    """Tokens of transformers' own greedy decoding of one prompt."""
+    model, tokenizer = pair(kind)
+    ids = tokenizer(f"Q: {ask.prompt}\nA:", return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=12, do_sample=False)
+    return list(out[0, ids["input_ids"].shape[1] :].tolist())
 
 
 def splitmix(state: int, count: int) -> list[int]:
@@ -69,7 +77,8 @@ def test_noise_is_gumbel() -> None:
 
 def test_nucleus_by_hand() -> None:
     p = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
-    for top_p, kept in ((0.3, [1]), (0.4, [1]), (0.41, [1, 3]), (0.7, [1, 3]), (0.75, [1, 2, 3]), (0.95, [0, 1, 2, 3])):
+    by_hand = {0.3: [1], 0.4: [1], 0.41: [1, 3], 0.7: [1, 3], 0.75: [1, 2, 3], 0.95: [0, 1, 2, 3]}
+    for top_p, kept in by_hand.items():
         assert nucleus(p, top_p)[0].nonzero().flatten().tolist() == kept
     even = torch.full((1, 4), 0.25, dtype=torch.float64)
     assert nucleus(even, 0.5)[0].tolist() == [True, True, False, False]
@@ -151,10 +160,9 @@ def test_second_tokens_follow_the_distribution_after_the_first() -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
 def test_temperature_zero_is_the_greedy_response(kind: str) -> None:
-    model, tokenizer = pair(kind)
+    _, tokenizer = pair(kind)
     for ask, sample in zip(asks(1), sampler(kind, temperature=0).sample(asks(1)), strict=True):
-        ids = tokenizer(f"Q: {ask.prompt}\nA:", return_tensors="pt")
-        out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()
+        out = greedy(kind, ask)
         ended = EOS in out
         assert sample.tokens == len(out)
         assert sample.finish == ("stop" if ended else "length")
@@ -211,14 +219,13 @@ def test_the_models_own_settings_of_sampling_do_not_count() -> None:
 
 def test_end_tokens_of_the_models_own_settings_count() -> None:
     model, tokenizer = pair()
-    full = sampler(temperature=0).sample([Ask("q", "hi", 0)])[0]
+    found = sampler(temperature=0).sample(asks(1))
+    ask = next(ask for ask, one in zip(asks(1), found, strict=True) if one.finish == "length")
     before = model.generation_config
-    ids = tokenizer("Q: hi\nA:", return_tensors="pt")
-    out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()
-    assert full.finish == "length"
+    out = greedy("llama", ask)
     model.generation_config = type(before)(eos_token_id=[EOS, out[4]])
     try:
-        short = sampler(temperature=0).sample([Ask("q", "hi", 0)])[0]
+        short = sampler(temperature=0).sample([ask])[0]
     finally:
         model.generation_config = before
     place = out.index(out[4])
@@ -294,7 +301,9 @@ def test_too_little_memory_halves_the_batches(monkeypatch: pytest.MonkeyPatch) -
 def test_from_a_folder_on_two_devices() -> None:
     generation = Generation(max_new_tokens=6, temperature=1.1)
     one = LocalSampler(ResponseModel(model=tiny_model("llama"), device="cpu"), generation).sample(asks())
-    two = LocalSampler(ResponseModel(model=tiny_model("llama"), device="cpu,cpu:0"), generation).sample(asks())
+    two = LocalSampler(ResponseModel(model=tiny_model("llama"), device="cpu,cpu:0"), generation).sample(
+        asks()
+    )
     assert one == two
 
 

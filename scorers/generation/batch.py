@@ -51,11 +51,16 @@ def write(asked: Asked, generation: Generation, rows: Sequence[Row]) -> list[Sam
         ) from error
     broken = [] if drawing.broken_b is None else drawing.broken_b.tolist()
     return [
-        failure("the model gave no numbers (NaN or infinite)")
-        if broken[index]
-        else Sample(*ending.ends[index])
-        for index in range(len(rows))
+        _without_padding(asked, generation, row, longest) if broken[index] else Sample(*ending.ends[index])
+        for index, row in enumerate(rows)
     ]
+
+
+def _without_padding(asked: Asked, generation: Generation, row: Row, longest: int) -> Sample:
+    """A row whose logits were no numbers, by itself: a few models in float64 cannot bear padding."""
+    if len(row.ids) == longest:
+        return failure("the model gave no numbers (NaN or infinite)")
+    return write(asked, generation, [row])[0]
 
 
 def _generate(asked: Asked, rows: Sequence[Row], longest: int, drawing: Drawing, ending: Ending) -> None:

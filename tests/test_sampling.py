@@ -27,8 +27,8 @@ PROMPTS = ["", "a", "What is 2 + 2?", "{prompt} {0} %s 🙂", "word " * 30]
 
 
 @cache
-def pair(kind: str = "llama", dtype: str = "float64") -> tuple[Any, Any]:
-    return tiny_pair(kind, dtype)
+def pair(kind: str) -> tuple[Any, Any]:
+    return tiny_pair(kind)
 
 
 def sampler(kind: str = "llama", **settings: Any) -> LocalSampler:
@@ -99,7 +99,7 @@ def test_nucleus_is_the_smallest_set(weights: list[float], top_p: float) -> None
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (1.6, 0.95), (0.5, 0.8)])
 def test_tokens_follow_the_models_distribution(temperature: float, top_p: float) -> None:
-    model, tokenizer = pair()
+    model, tokenizer = pair("llama")
     ids = tokenizer("Q: Say\nA:")["input_ids"]
     with torch.inference_mode():
         logits = model(torch.tensor([ids])).logits[0, -1].double().numpy()
@@ -126,7 +126,7 @@ def test_tokens_follow_the_models_distribution(temperature: float, top_p: float)
 
 def test_second_tokens_follow_the_distribution_after_the_first() -> None:
     """Through `generate`, with its cache and padding: independent positions, and the model's next softmax."""
-    model, tokenizer = pair()
+    model, tokenizer = pair("llama")
     many = [Ask("q", "Say", n) for n in range(1500)] + [Ask("long", "x" * 20, 0)]
     written = sampler(max_new_tokens=2, temperature=0.3, batch_size=400)
     from karat.scorers.generation import batch as module
@@ -202,7 +202,7 @@ def test_equal_asks_are_answered_once_and_an_empty_list_needs_no_model() -> None
 
 
 def test_the_models_own_settings_of_sampling_do_not_count() -> None:
-    model, _ = pair()
+    model, _ = pair("llama")
     expected = sampler(temperature=1.5).sample(asks())
     before = model.generation_config
     model.generation_config = type(before)(
@@ -218,7 +218,7 @@ def test_the_models_own_settings_of_sampling_do_not_count() -> None:
 
 
 def test_end_tokens_of_the_models_own_settings_count() -> None:
-    model, tokenizer = pair()
+    model, tokenizer = pair("llama")
     found = sampler(temperature=0).sample(asks(1))
     ask = next(ask for ask, one in zip(asks(1), found, strict=True) if one.finish == "length")
     before = model.generation_config
@@ -320,5 +320,5 @@ def test_the_key_covers_what_decides() -> None:
     keys = {responses_key(source, Generation(**change)) for change in changed}
     keys |= {key, responses_key(ResponseModel(model=tiny_model("gpt2")), base)}
     keys |= {responses_key(ResponseModel(model=tiny_model("llama"), dtype="float64"), base)}
-    keys |= {responses_key(ResponseModel(model=pair()), base)}
+    keys |= {responses_key(ResponseModel(model=pair("llama")), base)}
     assert len(keys) == len(changed) + 4

@@ -215,30 +215,23 @@ def test_killed_again_and_again_a_server_is_asked_once_for_all_that_was_kept(tmp
     seeds = {(f"q{q}", n): seed_of(3, f"q{q}", n) for q in range(QUERIES) for n in range(COUNT)}
     with ServedStub(name="m") as stub:
         stub.before = answer
-        kills = 0
-        for _ in range(4):
-            before = len(stub.calls)
+        snapshots = []
+        for kills in range(1, 5):
+            enough = len(stub.calls) + draw.randrange(20, 110)
             process = start(SERVED, tmp_path, stub.url, tmp_path / "killed.parquet")
-            while len(stub.calls) - before < draw.randrange(20, 110) and process.poll() is None:
+            while len(stub.calls) < enough and process.poll() is None:
                 time.sleep(0.002)
             process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += process.returncode == -signal.SIGKILL
-            kept = Ledger(tmp_path, "k").known()
-            time.sleep(0.1)  # what was in flight
-            with lock:
-                asked = Counter(answered)
-            # At most what was in flight at a kill was asked for and not kept.
-            assert sum(asked.values()) - len(kept) <= 4 * 2 * (kills + 1)
-            again = {seed for seed, times in asked.items() if times > 1}
-            del again
-            stub.calls.append(Call("mark", {"kept": len(kept)}, {}))
-        recorded = {(q, n) for q, n in Ledger(tmp_path, "k").known().select("query", "number").iter_rows()}
-        earlier = Counter(answered)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+            time.sleep(0.2)  # what was in flight
+            kept = set(Ledger(tmp_path, "k").known().select("query", "number").iter_rows())
+            snapshots.append((kept, Counter(answered)))
+            # At most what was in flight at a kill was asked for and not kept, and what had just arrived.
+            assert len(kept) >= sum(answered.values()) - 8 * kills
         finish(start(SERVED, tmp_path, stub.url, tmp_path / "killed.parquet"))
-        for of in recorded:
-            assert answered[seeds[of]] == earlier[seeds[of]]
-        assert kills == 4
+        for kept, earlier in snapshots:
+            assert all(answered[seeds[of]] == earlier[seeds[of]] for of in kept)
         answered.clear()
         finish(start(SERVED, tmp_path / "calm", stub.url, tmp_path / "calm.parquet"))
         assert set(answered.values()) == {1}
@@ -246,6 +239,7 @@ def test_killed_again_and_again_a_server_is_asked_once_for_all_that_was_kept(tmp
     assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "calm.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_a_model_writes_the_same(tmp_path: Path) -> None:
     model, log = tiny_model("llama"), tmp_path / "log"
     draw = random.Random(2)
@@ -270,6 +264,7 @@ def test_killed_again_and_again_a_model_writes_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "calm.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_give_what_one_gives(tmp_path: Path) -> None:
     model = tiny_model("llama")
     both = [start(LOCAL, tmp_path, model, tmp_path / f"{k}.parquet", tmp_path / f"log{k}") for k in range(2)]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from tiny_models import tiny_model, tiny_pair
 
+from karat.errors import ScoreError
 from karat.scorers.generation.drawing import Drawing, gumbel, key_of_row, nucleus
 from karat.scorers.generation.local import LocalSampler
 from karat.scorers.generation.responders import ResponseModel, responses_key
@@ -322,3 +323,22 @@ def test_the_key_covers_what_decides() -> None:
     keys |= {responses_key(ResponseModel(model=tiny_model("llama"), dtype="float64"), base)}
     keys |= {responses_key(ResponseModel(model=pair("llama")), base)}
     assert len(keys) == len(changed) + 4
+
+
+def test_an_interrupt_ends_a_batch_after_the_next_token() -> None:
+    written: list[int] = []
+    one = sampler(max_new_tokens=500)
+    from karat.scorers.generation import ending
+
+    def spy(*_: Any) -> None:
+        written.append(1)
+        if len(written) == 40:
+            one.interrupt()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ending.Ending, "_end", spy)
+        with pytest.raises(ScoreError, match="was given up"):
+            one.sample(asks())
+    assert len(written) <= 60
+    one.resume()
+    assert len(sampler().sample(asks())) == len(asks())

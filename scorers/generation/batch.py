@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,14 @@ class Row:
     limit: int
 
 
-def write(asked: Asked, generation: Generation, rows: Sequence[Row]) -> list[Sample]:
-    """The responses of the rows; raises OutOfMemoryError."""
+def write(
+    asked: Asked, generation: Generation, rows: Sequence[Row], go_on: Callable[[], None]
+) -> list[Sample]:
+    """The responses of the rows; raises OutOfMemoryError, and what `go_on` raises before a token."""
     longest = max(len(row.ids) for row in rows)
     texts = Texts(asked.tokenizer, [row.ids for row in rows])
     ends = end_tokens_of(asked.model, asked.tokenizer)
-    ending = Ending(texts, ends, generation.stop, [row.limit for row in rows], longest)
+    ending = Ending(texts, ends, generation.stop, [row.limit for row in rows], longest, go_on)
     keys = [key_of_row(generation.seed, row.ask.query, row.ask.number) for row in rows]
     drawing = Drawing(generation, keys, longest)
     try:
@@ -51,16 +53,20 @@ def write(asked: Asked, generation: Generation, rows: Sequence[Row]) -> list[Sam
         ) from error
     broken = [] if drawing.broken_b is None else drawing.broken_b.tolist()
     return [
-        _without_padding(asked, generation, row, longest) if broken[index] else Sample(*ending.ends[index])
+        _without_padding(asked, generation, row, longest, go_on)
+        if broken[index]
+        else Sample(*ending.ends[index])
         for index, row in enumerate(rows)
     ]
 
 
-def _without_padding(asked: Asked, generation: Generation, row: Row, longest: int) -> Sample:
+def _without_padding(
+    asked: Asked, generation: Generation, row: Row, longest: int, go_on: Callable[[], None]
+) -> Sample:
     """A row whose logits were no numbers, by itself: a few models in float64 cannot bear padding."""
     if len(row.ids) == longest:
         return failure("the model gave no numbers (NaN or infinite)")
-    return write(asked, generation, [row])[0]
+    return write(asked, generation, [row], go_on)[0]
 
 
 def _generate(asked: Asked, rows: Sequence[Row], longest: int, drawing: Drawing, ending: Ending) -> None:

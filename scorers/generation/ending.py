@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,16 +43,17 @@ class Ending:
     """A stopping criterion for `generate` that ends each row by itself and remembers where.
 
     limits: most tokens of each row's response. Tokens that `generate` still gives a row afterwards, while
-    others go on, are no part of its response.
+    others go on, are no part of its response. go_on: raises where all is given up.
     """
 
     def __init__(
         self, texts: Texts, end_tokens: frozenset[int], stop: Sequence[str],
-        limits: Sequence[int], prompt_length: int,
+        limits: Sequence[int], prompt_length: int, go_on: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.texts, self.end_tokens, self.stop = texts, end_tokens, stop
         self.limits = limits
         self.prompt_length = prompt_length
+        self.go_on = go_on
         self.ends: dict[int, tuple[str, str, int]] = {}
         """For each row that has ended: its text, why, and how many tokens it has."""
         # A token that shows anything takes a byte of the stop text at least.
@@ -60,6 +61,7 @@ class Ending:
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """[B] whether each row has ended."""
+        self.go_on()
         written = input_ids[:, self.prompt_length :].tolist()
         for row, ids in enumerate(written):
             if row not in self.ends and (end := self._end(row, ids)) is not None:

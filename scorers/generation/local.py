@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from karat.errors import ScoreError
+from karat.interrupts import on_interrupt
 from karat.progress import spend
 from karat.scorers.generation.samples import Ask, OnSample, Sample, failure
 from karat.scorers.generation.settings import Generation
@@ -44,6 +46,16 @@ class LocalSampler:
         self._held = Held(source)
         self._rows_at_most = MOST_ROWS
         self._lock = threading.Lock()
+        self._given_up = threading.Event()
+        on_interrupt(self)
+
+    def interrupt(self) -> None:
+        """End what is being written after the next token, and what comes, until a new run begins."""
+        self._given_up.set()
+
+    def resume(self) -> None:
+        """Write again."""
+        self._given_up.clear()
 
     def sample(self, asks: Sequence[Ask], on_sample: OnSample | None = None) -> list[Sample]:
         """One response for each ask, in order; equal asks are answered once."""
@@ -52,7 +64,6 @@ class LocalSampler:
         def deliver(ask: Ask, sample: Sample) -> None:
             with self._lock:
                 found[ask.query, ask.number] = sample
-                spend("tokens", sample.tokens or 0)
                 if on_sample is not None:
                     on_sample(ask, sample)
 
@@ -61,6 +72,8 @@ class LocalSampler:
                 rows = self._rows(asks, asked, deliver)
                 batches = list(self._plan(rows, asked.device.type))
             self._run(batches, deliver)
+        # Here, as what other threads spend is not heard.
+        spend("tokens", sum(sample.tokens or 0 for sample in found.values()))
         return [found[ask.query, ask.number] for ask in asks]
 
     def _rows(self, asks: Sequence[Ask], asked: Asked, deliver: OnSample) -> list[Row]:
@@ -126,7 +139,7 @@ class LocalSampler:
                     waiting += [rows[self._rows_at_most :], rows[: self._rows_at_most]]
                     continue
                 try:
-                    samples = write(asked, self.generation, rows)
+                    samples = write(asked, self.generation, rows, self._go_on)
                 except OutOfMemoryError:
                     if len(rows) == 1:
                         raise
@@ -135,6 +148,10 @@ class LocalSampler:
                     continue
                 for row, sample in zip(rows, samples, strict=True):
                     deliver(row.ask, sample)
+
+    def _go_on(self) -> None:
+        if self._given_up.is_set():
+            raise ScoreError("was given up", where="generate")
 
     def _replicas(self) -> int:
         from karat.scorers.model.loading import devices

@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from karat.scorers.generation.samples import LENGTH, STOP
+from karat.scorers.generation.stop_texts import cut
 
 MORE = 8
 """Tokens that are looked at besides those that a stop text may take; and of the prompt, before a response."""
-
-
-def cut(text: str, stop: Sequence[str]) -> str | None:
-    """The text before the first stop text in it, or None where there is none."""
-    places = [place for one in stop if (place := text.find(one)) >= 0]
-    return text[: min(places)] if places else None
 
 
 class Texts:

@@ -23,6 +23,8 @@ from karat.scorers.generation.samples import Ask, Sample
 from karat.store import UNREADABLE, write_parquet
 
 KEPT = "responses-*.parquet"
+LARGEST = 256 << 20
+"""Bytes of a part beyond which it is compacted: that takes several times as much memory."""
 
 
 class Ledger:
@@ -74,10 +76,12 @@ class Ledger:
             return True
 
     def sync(self) -> None:
-        """Have all that was added on the disk."""
+        """Have all that was added on the disk; a part that is large by now is compacted."""
         with self._writing:
             if self._part is not None and self._part.process == os.getpid():
                 self._part.sync()
+                if self._part.size > LARGEST:
+                    self.close()
 
     def close(self) -> None:
         """End writing, and compact what this and other writers that are gone have left."""
@@ -104,7 +108,7 @@ class Ledger:
         wanted = None if queries is None else pl.Series("query", sorted(set(queries)), pl.String)
         # Parts first: what a compaction moves meanwhile is then met in its new place.
         parts = [_of(records_in(path), wanted) for path in sorted(self.folder.glob(f"*{PART}"))]
-        kept = [_of(_read(path, columns), wanted) for path in self._compacted()]
+        kept = [_read(path, columns, wanted) for path in self._compacted()]
         fresh = _settled(parts, kept).select(columns)
         return pl.concat([*kept, fresh]).sort(ORDER).rechunk()
 
@@ -125,9 +129,12 @@ def _settled(parts: Sequence[pl.DataFrame], kept: Sequence[pl.DataFrame]) -> pl.
     return found.sort(by, nulls_last=True).unique(ORDER, keep="first", maintain_order=True)
 
 
-def _read(path: Path, columns: list[str]) -> pl.DataFrame:
+def _read(path: Path, columns: list[str], queries: pl.Series | None = None) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, columns=columns, glob=False).cast({c: SCHEMA[c] for c in columns})
+        found = pl.scan_parquet(path, glob=False).select(pl.col(c).cast(SCHEMA[c]) for c in columns)
+        if queries is not None:
+            found = found.filter(pl.col("query").is_in(queries.implode()))
+        return found.collect()
     except UNREADABLE as error:
         raise StoreError(
             "is damaged and cannot be read",

@@ -51,7 +51,8 @@ class Part:
                 self._file = os.open(self.path, how, 0o644)
         except OSError as error:
             raise self._unwritable(error) from error
-        self._size = 0
+        self.size = 0
+        """Bytes so far."""
         self._unsynced = True
 
     def append(self, line: bytes) -> None:
@@ -62,9 +63,9 @@ class Part:
                 left = left[os.write(self._file, left) :]
         except OSError as error:
             # The next record must not end up in the line of this one.
-            os.ftruncate(self._file, self._size)
+            os.ftruncate(self._file, self.size)
             raise self._unwritable(error) from error
-        self._size += len(line)
+        self.size += len(line)
         self._unsynced = True
 
     def sync(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Literal
 
-from karat.scorers.generation.ending import cut
 from karat.scorers.generation.records import storable
 from karat.scorers.generation.samples import LENGTH, STOP, Ask, Sample, failure
 from karat.scorers.generation.settings import Generation
+from karat.scorers.generation.stop_texts import cut
 
 SEEDS = 2**31
 """Servers take seeds of 32 bits, some of them signed."""

@@ -295,12 +295,12 @@ def test_a_forked_child_writes_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_large_part_is_compacted_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("karat.scorers.generation.ledger.LARGEST", 100_000)
+    monkeypatch.setattr("karat.scorers.generation.ledger.LARGEST", 40_000)
     ledger = Ledger(tmp_path, "k")
     for ask in asks():
         ledger.add(ask, sample(ask))
         ledger.sync()
-        assert sum(path.stat().st_size for path in (tmp_path / "k").glob("*.part")) < 160_000
+        assert sum(path.stat().st_size for path in (tmp_path / "k").glob("*.part")) < 100_000
     assert len(list((tmp_path / "k").glob("*.parquet"))) > 1
     assert ledger.known().equals(expected(asks()))
     assert ledger.missing(asks(25)) == asks(25)[20:]

@@ -22,6 +22,7 @@ from karat.scorers.generation.local import LocalSampler
 from karat.scorers.generation.responders import ResponseModel, responses_key
 from karat.scorers.generation.samples import Ask, Sample
 from karat.scorers.generation.settings import Generation
+from karat.scorers.generation.stop_texts import cut
 from karat.trainers.byte_tokenizer import EOS
 
 PROMPTS = ["", "a", "What is 2 + 2?", "{prompt} {0} %s 🙂", "word " * 30]
@@ -342,3 +343,11 @@ def test_an_interrupt_ends_a_batch_after_the_next_token() -> None:
     assert len(written) <= 60
     one.resume()
     assert len(sampler().sample(asks())) == len(asks())
+
+
+def test_the_first_of_several_stop_texts_cuts() -> None:
+    assert cut("ab cd ef", ("ef", "cd")) == "ab "
+    assert cut("ab cd ef", ("cd", "ef")) == "ab "
+    assert cut("ab", ("ab",)) == ""
+    assert cut("ab", ("abc",)) is None
+    assert cut("ab", ()) is None

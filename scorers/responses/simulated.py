@@ -47,7 +47,7 @@ def recovery(
     if both.height < FEWEST or not estimated.std() or not true.std():
         return both, {"r": None, "rmse": None, "n": both.height}
     linked = (estimated - estimated.mean()) / estimated.std() * true.std() + true.mean()
-    facts = {
+    facts: dict[str, float | int | None] = {
         "r": float(np.corrcoef(true, estimated)[0, 1]),
         "rmse": math.sqrt(float(np.mean((linked - true) ** 2))),
         "n": both.height,

@@ -81,7 +81,7 @@ def source_files(path: Path) -> list[Path]:
         if path.is_file():
             return [path]
         if not path.is_dir():
-            raise DataError("there is no such file or folder", where=str(path), hint=_beside(path))
+            raise DataError(f"there is no file or folder {str(path)!r}", hint=_beside(path))
         files = sorted(file for file in path.rglob("*") if file.is_file())
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read: {error}", where=str(path)) from None

@@ -98,15 +98,23 @@ def _csv(path: Path, separator: str, choose: Choose) -> Iterator[Block]:
 
 def _header(path: Path, separator: str) -> list[str]:
     """Names of the columns, as they stand there; they may hold quotes and line breaks."""
-    with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        try:
-            names = next((row for row in csv.reader(text, delimiter=separator) if row), None)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"is no proper CSV: {error}", where=f"{path}, row 1") from None
+    names = next((row for _, row in _records(path, separator)), None)
     if names is None:
         raise DataError("is empty: there is not even a header", where=str(path))
     _refuse_twins(names, path)
     return names
+
+
+def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each record; bytes that are not UTF-8 are half surrogates."""
+    with opened(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        try:
+            yield from enumerate((row for row in csv.reader(text, delimiter=separator) if row), 1)
+        except csv.Error as error:
+            raise DataError(f"is no proper CSV: {error}", where=str(path)) from None
+        finally:
+            text.detach()
 
 
 def _refuse_twins(names: list[str], path: Path) -> None:
@@ -117,15 +125,14 @@ def _refuse_twins(names: list[str], path: Path) -> None:
 
 def _no_csv(path: Path, separator: str, names: list[str], error: Exception) -> DataError:
     """Read it again to find the row that Arrow stumbled over."""
-    try:
-        with opened(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-            rows = (row for row in csv.reader(text, delimiter=separator) if row)
-            for number, row in enumerate(rows, 1):
-                if len(row) != len(names):
-                    problem = f"there are {len(row)} cells, and {len(names)} columns"
-                    return DataError(f"is no proper CSV: {problem}", where=f"{path}, row {number:,}")
-    except (csv.Error, UnicodeDecodeError, DataError):
-        pass  # what Arrow said will do
+    for number, row in _records(path, separator):
+        problem = None
+        if len(row) != len(names):
+            problem = f"is no proper CSV: there are {len(row)} cells, and {len(names)} columns"
+        elif any(0xDC80 <= ord(letter) <= 0xDCFF for cell in row for letter in cell):
+            problem = "not UTF-8"
+        if problem:
+            return DataError(problem, where=f"{path}, row {number:,}")
     return DataError(f"is no proper CSV: {error}", where=str(path))
 
 

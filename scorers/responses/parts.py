@@ -167,7 +167,7 @@ def _grades(column: pl.Series) -> pl.Series:
     if column.dtype == pl.Boolean or column.dtype.is_numeric() or column.dtype == pl.Null:
         numbers = column.cast(pl.Float64)
         return numbers.fill_nan(None).cast(pl.Float32)
-    if column.dtype.is_(pl.Categorical) or isinstance(column.dtype, pl.Enum):
+    if isinstance(column.dtype, pl.Categorical | pl.Enum):
         column = column.cast(pl.String)
     if column.dtype != pl.String:
         return pl.repeat(float("nan"), len(column), dtype=pl.Float32, eager=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from karat.scorers.donod import Donod as Donod
     from karat.scorers.dsir import Dsir as Dsir
     from karat.scorers.embedding import Embedding as Embedding
+    from karat.scorers.glicko2.model import Glicko2 as Glicko2
     from karat.scorers.ifd import Ifd as Ifd
     from karat.scorers.judge import Judge as Judge
     from karat.scorers.length import Length as Length
@@ -44,6 +45,7 @@ MEMBERS = {
     "perplexity": "karat.scorers.perplexity:Perplexity",
     "cross_entropy_difference": "karat.scorers.cross_entropy_difference:CrossEntropyDifference",
     "dsir": "karat.scorers.dsir:Dsir",
+    "glicko2": "karat.scorers.glicko2.model:Glicko2",
     "judge": "karat.scorers.judge:Judge",
     "embedding": "karat.scorers.embedding:Embedding",
     "reward_model": "karat.scorers.reward_model:RewardModel",

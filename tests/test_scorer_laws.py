@@ -13,11 +13,13 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
+from item_responses import ITEM_CHANGES, ITEM_SAMPLES
 from served_stub import ServedStub
 from tiny_encoders import tiny_folder
 from tiny_models import tiny_model
 
 from karat.deriving import derive_columns
+from karat.measured import item_scorers
 from karat.parts import DerivedScorer, Scorer
 from karat.registry import load
 from karat.rows import VIEW
@@ -164,6 +166,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "nearest_embedding": {"aggregate": "max", "best": 3, "vectors": "mine.vector"},
     "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
 }
+# What is joined by id has its other laws in test_item_scorer_laws.py.
+SAMPLES |= ITEM_SAMPLES
+CHANGES |= ITEM_CHANGES
 SCORERS: list[Scorer] = [
     load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries
 ]
@@ -236,9 +241,14 @@ def default(kind: str) -> Scorer:
     return scorer
 
 
-every_scorer = pytest.mark.parametrize(
-    "scorer", SCORERS, ids=lambda scorer: repr(scorer).replace(JUDGE.url, "URL")
-)
+def of_each(scorers: list[Scorer]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "scorer", scorers, ids=lambda scorer: repr(scorer).replace(JUDGE.url, "URL")
+    )
+
+
+every_scorer = of_each([scorer for scorer in SCORERS if not item_scorers([scorer])])
+every_part = of_each(SCORERS)
 
 
 def test_every_member_is_in_the_battery() -> None:
@@ -316,7 +326,7 @@ def test_a_huge_row_among_small_ones(scorer: Scorer) -> None:
     assert mixed[-1].select(list(scorer.columns())).null_count().sum_horizontal()[0] == 0
 
 
-@every_scorer
+@every_part
 def test_it_survives_pickle_yaml_and_json(scorer: Scorer) -> None:
     assert pickle.loads(pickle.dumps(scorer)) == scorer  # noqa: S301 - our own bytes
     assert load(scorer.model_dump(), Scorer) == scorer
@@ -324,7 +334,7 @@ def test_it_survives_pickle_yaml_and_json(scorer: Scorer) -> None:
     assert hash(load(scorer.model_dump(), Scorer)) == hash(scorer)
 
 
-@every_scorer
+@every_part
 def test_it_is_described(scorer: Scorer) -> None:
     assert scorer.summary
     assert scorer.formula

@@ -89,6 +89,11 @@ class Responses:
             found.update(part.dtype.str.encode() + np.ascontiguousarray(part).tobytes())
         return found.hexdigest()
 
+    def repeated(self) -> int:
+        """Responses of a subject to an item beyond the first; they are kept, as further samples."""
+        pairs = self.subject.astype(np.int64) * len(self.items) + self.item
+        return len(self) - int(np.unique(pairs).size)
+
     def binary(self) -> Responses:
         """The same, if every grade is 0 or 1; raises DataError naming the first that is not."""
         between = np.flatnonzero((self.grade != 0) & (self.grade != 1))

@@ -38,10 +38,42 @@ TABLE = drawn(30, 12, 0)
 RESPONSES = written(TABLE, "responses.csv")
 OTHERS = written(drawn(30, 12, 1), "others.csv")
 
+WEAK = {"slope_prior": {"kind": "log_normal", "sd": 0.5}, "intercept_prior": {"kind": "normal", "sd": 3.0}}
+ASYMPTOTES = {"guessing_prior": {"kind": "beta"}, "upper_prior": {"kind": "beta", "alpha": 17, "beta": 2}}
+
 ITEM_SAMPLES: dict[str, list[dict[str, Any]]] = {
+    "irt": [
+        {"responses": RESPONSES, **WEAK},
+        {"responses": RESPONSES, "model": "1pl", "heldout": 0, "standard_errors": "per item"},
+        {"responses": RESPONSES, "model": "4pl", **WEAK, **ASYMPTOTES, "max_iterations": 50},
+        {"responses": RESPONSES, "dimensions": 2, "slope_prior": {"kind": "normal"}, "max_iterations": 50},
+    ],
     "glicko2": [{"responses": RESPONSES}, {"responses": RESPONSES, "period": 40, "shuffle": 1}],
 }
 ITEM_CHANGES: dict[str, dict[str, Any]] = {
+    "irt": {
+        "responses": {"responses": OTHERS},
+        "model": "1pl",
+        "dimensions": {"dimensions": 2, "slope_prior": None, "intercept_prior": None},
+        "estimation": {
+            "model": "rasch",
+            "estimation": "conditional",
+            "slope_prior": None,
+            "intercept_prior": None,
+        },
+        "slope_prior": {"slope_prior": {"kind": "log_normal", "sd": 0.4}},
+        "intercept_prior": None,
+        "guessing_prior": {"guessing_prior": {"kind": "beta"}},
+        "upper_prior": {"upper_prior": {"kind": "beta"}},
+        "ability": "map",
+        "standard_errors": "none",
+        "tolerance": 1e-3,
+        "max_iterations": 999,
+        "device": "cpu",
+        "few": 10,
+        "heldout": 0.2,
+        "seed": 1,
+    },
     "glicko2": {
         "responses": {"responses": OTHERS},
         "tau": 0.6,

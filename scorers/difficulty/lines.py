@@ -49,7 +49,7 @@ class Line:
 
 
 def fitted(points: Points, free_slope: bool) -> Line | None:
-    """The line of maximum likelihood for normal errors in x and in y; None where x and y do not rise together.
+    """The line of maximum likelihood for normal errors in x and y; None where they do not rise together.
 
         minimise S = sum of (y - B - A x)^2 / (v_y + A^2 v_x)
 

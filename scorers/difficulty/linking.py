@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -45,7 +45,7 @@ class Link:
     scatter: float
     """What their abilities differ by beyond the errors, in standard deviations of ability."""
     notes: tuple[str, ...]
-    line: Line
+    line: Line = field(repr=False)
 
 
 def link(fits: Mapping[str, object], to: str, *, slope: Slope = "auto") -> pl.DataFrame:
@@ -152,9 +152,7 @@ def _correlation(points: Points) -> float | None:
     return float(np.clip(raw / np.sqrt(shares[0] * shares[1]), -1, 1))
 
 
-def _notes(
-    points: Points, line: Line, free: bool, correlation: float | None, names: pl.Series
-) -> list[str]:
+def _notes(points: Points, line: Line, free: bool, correlation: float | None, names: pl.Series) -> list[str]:
     notes = []
     n = points.x.size
     if n < FEW:
@@ -173,9 +171,9 @@ def _notes(
             if (moved > 2 * np.sqrt(rest.variance_at(at))).any():
                 who = ", ".join(repr(name) for name in names.filter(pl.Series(odd)).head(5))
                 notes.append(
-                    f"{int(odd.sum())} of {n} shared subjects are far off and decide the link ({who}): without "
-                    f"them it is {rest.slope:.3f} theta {rest.shift:+.3f}, with them {line.slope:.3f} theta "
-                    f"{line.shift:+.3f}"
+                    f"{int(odd.sum())} of {n} shared subjects are far off and decide the link ({who}): "
+                    f"without them it is {rest.slope:.3f} theta {rest.shift:+.3f}, with them "
+                    f"{line.slope:.3f} theta {line.shift:+.3f}"
                 )  # fmt: skip
     return notes
 

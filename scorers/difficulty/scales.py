@@ -10,7 +10,7 @@ import polars as pl
 from karat.errors import DataError
 
 if TYPE_CHECKING:
-    from karat.scorers.glicko2.model import Glicko2Fit
+    from karat.scorers.glicko2.outcome import Glicko2Fit
     from karat.scorers.irt.outcome import IrtFit
 
 _LEAST_INFORMED = 0.999
@@ -33,7 +33,7 @@ class Scale:
 
 def scale_of(fit: object, where: str) -> Scale:
     """Read a fit of `Irt` or `Glicko2`; raises DataError for anything else and for several abilities."""
-    from karat.scorers.glicko2.model import Glicko2Fit
+    from karat.scorers.glicko2.outcome import Glicko2Fit
     from karat.scorers.irt.multidim_fit import MultidimensionalFit
     from karat.scorers.irt.outcome import IrtFit
 
@@ -55,7 +55,7 @@ def _irt(fit: IrtFit) -> Scale:
     )
     ability, se = pl.col("theta"), pl.col("se")
     if fit.method != "ml":
-        # A posterior N(m, s^2) under the prior N(0, 1) comes of a likelihood N(m / (1 - s^2), s^2 / (1 - s^2)).
+        # A posterior N(m, s^2) under the prior N(0, 1): the likelihood was N(m / (1 - s^2), s^2 / (1 - s^2)).
         table = table.filter(se < _LEAST_INFORMED)
         rest = 1 - se**2
         ability, se = ability / rest, se / rest.sqrt()

@@ -233,7 +233,7 @@ def test_what_cannot_be_linked_is_refused() -> None:
             {**fits, "c": Irt(dimensions=2, slope_prior=Normal(), max_iterations=20).fit(tables["a"])}, to="a"
         )
     alone = tables["b"].filter(pl.col("subject").is_in([f"s{i}" for i in range(40, 80)] + ["s0"]))
-    with pytest.raises(DataError, match="1 shared subjects .* at least 2"):
+    with pytest.raises(DataError, match=r"1 shared subjects .* at least 2"):
         link({"a": fits["a"], "b": Irt(**WEAK).fit(alone.filter(pl.col("subject").is_in(
             ["s0", *(f"s{i}" for i in range(55, 80))])))}, to="a")  # fmt: skip
     wrong = tables["b"].with_columns(correct=~pl.col("correct"))

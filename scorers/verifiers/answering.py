@@ -28,7 +28,9 @@ class PairVerifier(Verifier):
         read: dict[str, Any] = {}
         for place, reference in enumerate(references):
             if not isinstance(reference, str) or not reference.strip():
-                problem = "the reference is empty" if isinstance(reference, str) else "the reference is not text"
+                problem = (
+                    "the reference is empty" if isinstance(reference, str) else "the reference is not text"
+                )
                 raise self.unreadable(problem, place)
             if reference not in read:
                 read[reference] = self.read_reference(reference, place)

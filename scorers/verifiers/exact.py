@@ -62,7 +62,9 @@ class Exact(AnswerVerifier):
         """The normalised reference."""
         normal = self._normal(self.reference_answer(reference))
         if not normal:
-            raise self.unreadable("nothing is left of the reference", place, "it has white space or marks only")
+            raise self.unreadable(
+                "nothing is left of the reference", place, "it has white space or marks only"
+            )
         return normal
 
     def compare(self, answer: str, reference: str) -> str:
@@ -83,7 +85,11 @@ class Exact(AnswerVerifier):
             start, stop = 0, len(text)
             while start < stop and not text[start].isalnum() and unicodedata.category(text[start])[0] in "PZ":
                 start += 1
-            while stop > start and not text[stop - 1].isalnum() and unicodedata.category(text[stop - 1])[0] in "PZ":
+            while (
+                stop > start
+                and not text[stop - 1].isalnum()
+                and unicodedata.category(text[stop - 1])[0] in "PZ"
+            ):
                 stop -= 1
             text = text[start:stop]
         return text

@@ -24,7 +24,7 @@ TAIL = 10_000
 _SEGMENT = 2_000
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_SAYS = re.compile(r"\banswers?\b[ \t*_]*(?:is|are|:|=)[ \t*_]*:?", re.IGNORECASE)
+_SAYS = re.compile(r"\banswers?\b[ \t*_]*(?:(?:is|are)\b|:|=)[ \t*_]*:?", re.IGNORECASE)
 _SENTENCE = re.compile(r"[.!?。](?=\s|\*|$)")
 _WRAPPED = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 
@@ -46,6 +46,8 @@ def find_answer(response: str, extract: Extract, last: Callable[[str], str | Non
     said = _after_thinking(response)
     if said is None:
         return Found(None, "the response ends while it is still thinking (<think> never closes)")
+    if not said.strip():
+        return Found(None, "nothing follows the last </think>")
     found = _boxed(said)
     if found is None and extract == "boxed":
         return Found(None, r"there is no \boxed{...} in the response")
@@ -153,5 +155,5 @@ def _after_words(text: str) -> Found | None:
 
 
 def _nothing(extract: Extract) -> str:
-    looked = r"no \boxed{...}, <answer>, #### or \"answer is\"".replace("\\\"", '"')
+    looked = r'no \boxed{...}, <answer>, #### or "answer is"'
     return f"no answer was found: {looked}" + (", and nothing else to take" if extract == "anywhere" else "")

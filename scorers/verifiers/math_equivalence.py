@@ -97,7 +97,11 @@ class MathEquivalence(AnswerVerifier):
         found = [(self.find(response), reference) for response, reference in pairs]
         reasons = [self._at_once(answer, reference) for answer, reference in found]
         waiting = sorted(
-            {(f.answer, r) for (f, r), reason in zip(found, reasons, strict=True) if f.answer and reason is None}
+            {
+                (f.answer, r)
+                for (f, r), reason in zip(found, reasons, strict=True)
+                if f.answer and reason is None
+            }
         )
         requests = [self._request(answer, reference) for answer, reference in waiting]
         if requests:
@@ -168,7 +172,11 @@ def _plain_number(text: str) -> Number | None:
     if re.search(r"=|≈|_|\\approx", text):
         return None
     number = read_number(text)
-    if isinstance(number, str) or re.search(r"\d(?![eE][-+]?\d)[^\W\d_]", text) or re.search(r"\b[^\W\d_]{1,2}\b", number.unit):
+    if (
+        isinstance(number, str)
+        or re.search(r"\d(?![eE][-+]?\d)[^\W\d_]", text)
+        or re.search(r"\b[^\W\d_]{1,2}\b", number.unit)
+    ):
         return None
     return number
 

@@ -116,4 +116,3 @@ def last_formula(text: str) -> str | None:
     for last in re.finditer(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text, re.DOTALL):
         pass
     return next(filter(None, last.groups()), "").strip() or None if last else None
-

@@ -54,7 +54,9 @@ class MultipleChoice(AnswerVerifier):
         description=r"where the answer is: marked (\boxed, <answer>, ####, answer is), boxed, anywhere (marked, "
         "else the whole or a letter in parentheses), whole response",
     )
-    letters: int = Field(default=5, ge=2, le=26, description="how many choices there are at most: 5 is A to E")
+    letters: int = Field(
+        default=5, ge=2, le=26, description="how many choices there are at most: 5 is A to E"
+    )
 
     def environment(self) -> dict[str, str]:
         """What decides case and forms: Python's Unicode tables."""

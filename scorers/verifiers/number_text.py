@@ -51,7 +51,12 @@ class Number:
 def plain(text: str) -> str:
     r"""NFKC, one kind of minus, `\%`, `\$`, `\,`, `{,}`, `\text{...}` and thin spaces made plain."""
     text = re.sub(rf"(?<=\d)[{_SPACES}](?=\d{{3}}(?!\d))", "", text)
-    text = unicodedata.normalize("NFKC", raised(text)).translate(MINUS).replace("{,}", ",").replace("\u2044", "/")
+    text = (
+        unicodedata.normalize("NFKC", raised(text))
+        .translate(MINUS)
+        .replace("{,}", ",")
+        .replace("\u2044", "/")
+    )
     text = re.sub(r"(?<=\d)(?:\\[,!;:]|\\ )(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\\(?:text|mathrm|mbox|textbf|mathbf|operatorname)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\([%$])", r"\1", re.sub(r"\\[,!;: ]|\\left|\\right|~", " ", text))
@@ -93,7 +98,12 @@ def read_number(text: str) -> Number | str:
     if re.search(r"\d|[\^_√]|\\(?!circ)[A-Za-z]+", rest.replace("^\\circ", "").replace("^{\\circ}", "")):
         return "the answer is an expression, not a number"
     before, after = text[: match.start()].strip(), text[match.end() :].strip()
-    if re.search(r"[-+*/]$", before) or re.match(r"[-+*/!]|[xyz]\b", after) or match["sign"] and match["inner"]:
+    if (
+        re.search(r"[-+*/]$", before)
+        or re.match(r"[-+*/!]|[xyz]\b", after)
+        or match["sign"]
+        and match["inner"]
+    ):
         return "the answer is an expression, not a number"
     return _value(match, rest.strip(" ()$"))
 

@@ -38,7 +38,9 @@ class Numeric(AnswerVerifier):
 
     summary: ClassVar[str] = "the answer's number within a tolerance; separators, fractions, units, signs"
     formula: ClassVar[str] = "|x - y| <= max(rel_tol |y|, abs_tol), exact fractions"
-    paper: ClassVar[str] = "Cobbe et al. 2021, GSM8K, arXiv 2110.14168; Tong et al. 2024, DART-Math, 2407.13690"
+    paper: ClassVar[str] = (
+        "Cobbe et al. 2021, GSM8K, arXiv 2110.14168; Tong et al. 2024, DART-Math, 2407.13690"
+    )
 
     extract: Extract = Field(
         default="anywhere",
@@ -85,7 +87,9 @@ class Numeric(AnswerVerifier):
         return difference(number, reference, self.rel_tol, self.abs_tol, self.percent)
 
 
-def difference(number: Number, reference: Number, rel_tol: float | None, abs_tol: float, percent: bool) -> str:
+def difference(
+    number: Number, reference: Number, rel_tol: float | None, abs_tol: float, percent: bool
+) -> str:
     """Why two numbers are not the same; empty where they are."""
     if number.value is None or reference.value is None:
         same = number.infinite == reference.infinite

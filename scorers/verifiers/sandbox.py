@@ -9,12 +9,13 @@ namespaces are allowed):
 - no capabilities, and none to be had by set-uid programs; as root it runs as a user id of its own;
 - everything in it ends with it.
 In both modes: processor time, wall time, memory of each process, size of each file, number of processes, no
-core dumps, standard input, output and error on /dev/null, no variable of the environment but PATH, HOME, TMPDIR,
+core dumps, no capabilities (root can neither mount nor trace), standard input, output and error on /dev/null, no variable of the environment but PATH, HOME, TMPDIR,
 LANG and PYTHONHASHSEED.
 
 What it does not give: the kernel is shared, so a hole in it is a way out; /usr and the Python installation can be
 read; memory is limited for each process, not for their sum; there is no limit on reading speed or on cache
-pressure. Without `isolated` the program can read and write what its user can, and use the network.
+pressure. Without `isolated` the program can read, write and delete what its user can, use the network, and leave processes
+behind that outlive it (setsid); as root the number of its processes has no limit.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ mount -t tmpfs -o "size=${size}m,mode=777,nosuid,nodev" none "$root/work"
 mount -o remount,bind,ro,nosuid,nodev "$root"
 drop="--no-new-privs --inh-caps=-all --bounding-set=-all"
 [ "$user" = 0 ] || drop="$drop --reuid $user --regid $user --clear-groups"
-exec chroot "$root" setpriv $drop -- "$@"
+# Not exec: as process 1 Python would hide from unshare that a limit has killed it.
+set +e
+chroot "$root" setpriv $drop -- "$@"
+exit $?
 """
 _USERS = count(1)
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
@@ -138,13 +142,28 @@ def _isolating(folder: str, limits: Limits, variant: str, python: Sequence[str])
         namespaces = ["--user", "--map-root-user", *namespaces]
     else:  # a user id that nobody else has, so that its processes can be counted
         user = 2_000_000_000 + (os.getpid() * 1_000 + next(_USERS) % 1_000) % 100_000_000
-    script = ["sh", "-c", _ROOT_SCRIPT, "sandbox", folder, str(limits.file_megabytes), str(user), *_kept(), "--"]
+    script = [
+        "sh",
+        "-c",
+        _ROOT_SCRIPT,
+        "sandbox",
+        folder,
+        str(limits.file_megabytes),
+        str(user),
+        *_kept(),
+        "--",
+    ]
     return ["unshare", *namespaces, *script, *python]
 
 
 def _kept() -> list[str]:
     """The folders that the running Python needs, outside /usr, each once and none within another."""
-    folders = {sys.prefix, sys.base_prefix, str(Path(sys.executable).parent), str(Path(sys.executable).resolve().parent)}
+    folders = {
+        sys.prefix,
+        sys.base_prefix,
+        str(Path(sys.executable).parent),
+        str(Path(sys.executable).resolve().parent),
+    }
     folders |= {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
     paths = sorted({Path(folder) for folder in folders if folder and not folder.startswith("/usr/")})
     return [str(path) for path in paths if path.is_dir() and not set(path.parents) & set(paths)]
@@ -165,7 +184,13 @@ def _probe() -> tuple[str, str | None]:
             command = _isolating(folder, limits, variant, [sys.executable, "-I", "-c", "print('ready')"])
             try:
                 done = subprocess.run(  # noqa: S603
-                    command, capture_output=True, text=True, timeout=60, check=False, cwd=folder, env=_ENVIRONMENT
+                    command,
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                    cwd=folder,
+                    env=_ENVIRONMENT,
                 )
             except (OSError, subprocess.TimeoutExpired) as error:
                 why = str(error)

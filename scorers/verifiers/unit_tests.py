@@ -19,7 +19,7 @@ from karat.scorers.verifiers.answering import PairVerifier
 from karat.scorers.verifiers.sandbox import Ended, Limits, run_python, why_not_isolated
 from karat.verifier import Verdict
 
-_FENCE = re.compile(r"^[ \t]*(```+|~~~+)[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)")
 _RUNNER = Path(__file__).with_name("code_runner.py")
 _LONGEST = 200_000
 
@@ -38,8 +38,9 @@ class UnitTests(PairVerifier):
     prevents: the network, other processes, homes and data (only /usr, the libraries and the running Python
     are there, read-only), variables of the environment, writing anywhere but in one empty folder in memory,
     and use beyond the limits below; everything ends with the test. Where the machine does not give such a
-    sandbox it refuses, unless `sandbox: limits` asks for the resource limits alone, with which code can read
-    and write files and use the network as the user can (and as root the number of processes has no limit).
+    sandbox it refuses, unless `sandbox: limits` asks for the resource limits alone, with which code can read,
+    write and delete files and use the network as the user can, and leave processes behind (as root, without
+    limit of number): for a throw-away container or machine only.
     What is never prevented: a hole in the kernel, reading the Python installation, the sum of the memory of
     all `processes`. Run it in a virtual machine if the model may be hostile.
 
@@ -63,10 +64,12 @@ class UnitTests(PairVerifier):
 
     allow_code: bool = Field(default=False, description="whether code that a model wrote may run here at all")
     sandbox: Literal["isolated", "limits"] = Field(
-        default="isolated", description="namespaces and limits, or limits alone (no protection of files and network)"
+        default="isolated",
+        description="namespaces and limits, or limits alone (no protection of files and network)",
     )
     code: Literal["last", "first", "all", "whole"] = Field(
-        default="last", description="which ``` blocks of the response are the code; whole: the response itself"
+        default="last",
+        description="which ``` blocks of the response are the code; whole: the response itself",
     )
     seconds: int = Field(default=10, ge=1, le=3600, description="processor time of each process, in seconds")
     wall_seconds: float = Field(default=120, gt=0, description="time on the clock, for code that waits")
@@ -124,7 +127,9 @@ class UnitTests(PairVerifier):
             return Verdict(False, None, f"the code is longer than {_LONGEST:,} characters")
         secret = secrets.token_hex(16)
         parts = (json.dumps(self._numbers()), code, tests, secret)
-        given = b"".join(b"%d\n%s" % (len(raw), raw) for raw in (part.encode("utf-8", "replace") for part in parts))
+        given = b"".join(
+            b"%d\n%s" % (len(raw), raw) for raw in (part.encode("utf-8", "replace") for part in parts)
+        )
         limits = Limits(self.seconds, self.wall_seconds, self.megabytes, self.file_megabytes, self.processes)
         ended = run_python(_RUNNER.read_text(encoding="utf-8"), given, limits, self.sandbox == "isolated")
         reason = self._why(ended, secret)
@@ -133,7 +138,14 @@ class UnitTests(PairVerifier):
     def _numbers(self) -> dict[str, int]:
         files = self.file_megabytes * 2**20
         memory = self.megabytes * 2**20
-        return {"CPU": self.seconds, "AS": memory, "FSIZE": files, "NPROC": self.processes, "CORE": 0, "NOFILE": 256}
+        return {
+            "CPU": self.seconds,
+            "AS": memory,
+            "FSIZE": files,
+            "NPROC": self.processes,
+            "CORE": 0,
+            "NOFILE": 256,
+        }
 
     def _why(self, ended: Ended, secret: str) -> str:
         if ended.code is None:
@@ -153,10 +165,25 @@ def code_of(response: str, which: Literal["last", "first", "all", "whole"]) -> s
     """The code of a response; None where there is none, as in a block that never closes."""
     if which == "whole" or ("```" not in response and "~~~" not in response):
         return response if response.strip() else None
-    blocks = [block for _, name, block in _FENCE.findall(response) if name.lower() in ("", "py", "python", "python3")]
+    blocks = [block for name, block in _blocks(response) if name in ("", "py", "python", "python3")]
     chosen = {"last": blocks[-1:], "first": blocks[:1], "all": blocks}[which]
     code = "\n".join(chosen)
     return code if code.strip() else None
+
+
+def _blocks(response: str) -> list[tuple[str, str]]:
+    """Name and text of the fenced blocks that close."""
+    blocks, fence, name, lines = [], "", "", list[str]()
+    for line in response.split("\n"):
+        match = _FENCE.match(line)
+        if not fence and match:
+            fence, name, lines = match[1], match[2].lower(), []
+        elif fence and match and match[1].startswith(fence) and line.strip() == match[1]:
+            blocks.append((name, "\n".join(lines)))
+            fence = ""
+        else:
+            lines.append(line)
+    return blocks
 
 
 def _tests_something(tree: ast.Module) -> bool:

@@ -1,4 +1,4 @@
-"""What all verifiers of a final answer share: the loop over pairs, the errors of references, the extraction."""
+"""What verifiers share: the loop over pairs, the errors of references, the extraction."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class AnswerVerifier(PairVerifier):
         return find_answer(response, self.extraction(), self.last)
 
     def reference_answer(self, reference: str) -> str:
-        r"""The answer of a reference: what its \boxed{...} or #### marks (a worked solution), else all of it."""
+        r"""The answer of a reference: what its \boxed{...} or #### marks, else all of it."""
         if self.extraction() == "whole":
             return reference.strip()
         return marked_answer(reference) or unwrapped(reference)

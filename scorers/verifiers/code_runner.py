@@ -1,8 +1,8 @@
 """The program that runs an answer and then its tests, inside the sandbox; standard library only.
 
-stdin holds four parts, each a decimal length, a newline and so many bytes: limits (JSON), the answer's code, the
-tests, and a secret. Each part is read when it is needed: the secret is in the process only after every test is
-done. stdout is the result channel: one JSON object with the secret; without it a result counts as none.
+stdin holds four parts, each a decimal length, a newline and so many bytes: limits (JSON), the answer's code,
+the tests, and a secret. Each part is read when it is needed: the secret is in the process only after every test
+is done. stdout is the result channel: one JSON object with the secret; without it a result counts as none.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _limit(limits: dict[str, int]) -> None:
 
 
 def _drop_privileges() -> bool:
-    """Give up every capability, for good: root without them can neither mount nor trace; False if it failed."""
+    """Give up every capability for good, so that root can neither mount nor trace; False if it failed."""
     if not sys.platform.startswith("linux"):
         return os.geteuid() != 0
     library = ctypes.CDLL(None)
@@ -64,7 +64,7 @@ def _drop_privileges() -> bool:
     for capability in range(64):
         library.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
     header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    return library.capset(header, none) == 0
+    return bool(library.capset(header, none) == 0)
 
 
 def _judged(code: str, part: Any) -> str:

@@ -32,8 +32,8 @@ class Exact(AnswerVerifier):
 
     extract: Extract = Field(
         default="whole",
-        description=r"where the answer is: whole response, marked (\boxed, <answer>, ####, answer is), boxed; "
-        "anywhere is marked or else the whole",
+        description=r"where the answer is: whole response, boxed, marked (\boxed, <answer>, ####), "
+        "anywhere (marked, or else the whole)",
     )
     unicode: Literal["NFKC", "NFC", "keep"] = Field(
         default="NFKC", description="Unicode form of both: NFKC also joins full-width and ligature forms"

@@ -15,6 +15,7 @@ number), within the last 10,000 characters. Time grows with the length of the re
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -80,6 +81,12 @@ def unwrapped(text: str) -> str:
     return text
 
 
+def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The last match in a text, found from its start."""
+    found = deque(pattern.finditer(text), maxlen=1)
+    return found[0] if found else None
+
+
 def matching_brace(text: str, start: int) -> int | None:
     r"""Where the brace that opens at `start` closes; escaped braces do not count; None if it never does."""
     depth = 0
@@ -101,9 +108,7 @@ def _after_thinking(text: str) -> str | None:
 
 
 def _boxed(text: str) -> Found | None:
-    last = None
-    for last in _BOX.finditer(text):
-        pass
+    last = last_match(_BOX, text)
     if last is None:
         return None
     start = last.end()
@@ -140,9 +145,7 @@ def _after_hashes(text: str) -> Found | None:
 
 
 def _after_words(text: str) -> Found | None:
-    last = None
-    for last in _SAYS.finditer(text):
-        pass
+    last = last_match(_SAYS, text)
     if last is None:
         return None
     line = text[last.end() : last.end() + _SEGMENT].strip().partition("\n")[0]

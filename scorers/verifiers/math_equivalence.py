@@ -55,8 +55,8 @@ class MathEquivalence(AnswerVerifier):
 
     extract: Extract = Field(
         default="anywhere",
-        description=r"where the answer is: marked (\boxed, <answer>, ####, answer is), boxed, anywhere (marked, "
-        "else the last formula, else the last number), whole response",
+        description=r"where the answer is: whole, boxed, marked (\boxed, <answer>, ####), anywhere (marked, "
+        "else the last formula, else the last number)",
     )
     digits: int = Field(
         default=6, ge=1, le=15, description="significant digits in which a decimal and an exact number agree"
@@ -145,7 +145,7 @@ class MathEquivalence(AnswerVerifier):
     def _by_form(self, answer: str, reference: str) -> str | None:
         kinds = math_text.brackets(answer), math_text.brackets(reference)
         if "(" in kinds and ("{" in kinds or "," in kinds):
-            return f"{shown(answer)} is not {shown(reference)}: one is in parentheses or brackets, the other a set"
+            return f"{shown(answer)} is not {shown(reference)}: one is in brackets, the other a set"
         here, there = math_text.bases(answer), math_text.bases(reference)
         if here and there and here != there:
             return f"{shown(answer)} and {shown(reference)} have different bases"

@@ -23,7 +23,7 @@ class Worker:
 
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "karat.scorers.verifiers.math_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

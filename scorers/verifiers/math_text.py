@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from karat.scorers.verifiers.extraction import unwrapped
+from karat.scorers.verifiers.extraction import last_match, unwrapped
 from karat.scorers.verifiers.number_text import MINUS, raised
 
 LONGEST = 2_000
@@ -27,10 +27,11 @@ _SIGNS = {
     "ℝ": r"\mathbb{R}",
 }
 _PLAIN_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|textit|mathbf|operatorname)\s*\{([^{}]*)\}")
-_FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log exp sqrt det max min gcd lcm mod inf".split()
-)
-_GREEK = frozenset("alpha beta gamma delta theta lambda sigma omega phi rho tau infinity".split())
+_NAMES = """
+sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log exp sqrt det max min gcd lcm mod inf infinity
+alpha beta gamma delta theta lambda sigma omega phi rho tau
+"""
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _WORDS = re.compile(r"[^\W\d_]+(?:[\s.,;'’-]+[^\W\d_]+)*[.!]?")
 _BASE = re.compile(r"\d_\s*(?:\{\s*(\d+)\s*\}|(\d+))")
 _SQUARE_ROOT = re.compile(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)|√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))")
@@ -58,7 +59,7 @@ def words(text: str) -> str | None:
     if not _WORDS.fullmatch(opened):
         return None
     runs = [run.casefold() for run in re.findall(r"[^\W\d_]+", opened)]
-    known = _FUNCTIONS | _GREEK
+    known = set(_NAMES.split())
     longest = max(len(run) for run in runs if run not in known) if set(runs) - known else 0
     marked = _PLAIN_TEXT.fullmatch(unwrapped(text)) is not None and longest > 1
     if longest < 3 and not marked and not set(runs) & {"no", "on"}:
@@ -112,7 +113,5 @@ def _outside(text: str) -> str:
 
 def last_formula(text: str) -> str | None:
     r"""The last `$...$`, `\(...\)` or `\[...\]` of a text; None without."""
-    last = None
-    for last in re.finditer(r"\$\$(.+?)\$\$|\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", text, re.DOTALL):
-        pass
+    last = last_match(_FORMULA, text)
     return next(filter(None, last.groups()), "").strip() or None if last else None

@@ -63,7 +63,7 @@ def _parsed(text: str) -> Any:
         f"\\boxed{{{text}}}",
         extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
         fallback_mode="no_fallback",
-        parsing_timeout=None,  # type: ignore[arg-type]
+        parsing_timeout=None,
     )
     return found[0] if found else None
 

@@ -6,7 +6,7 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -51,8 +51,8 @@ class MultipleChoice(AnswerVerifier):
 
     extract: Extract = Field(
         default="anywhere",
-        description=r"where the answer is: marked (\boxed, <answer>, ####, answer is), boxed, anywhere (marked, "
-        "else the whole or a letter in parentheses), whole response",
+        description=r"where the answer is: whole, boxed, marked (\boxed, <answer>, ####), anywhere (marked, "
+        "else the whole or a letter in parentheses)",
     )
     letters: int = Field(
         default=5, ge=2, le=26, description="how many choices there are at most: 5 is A to E"
@@ -88,7 +88,7 @@ class MultipleChoice(AnswerVerifier):
             raise self.unreadable(
                 f"the reference {shown(reference)} names no choice from A to {self._range()[-1]}",
                 place,
-                'write B, (B), "B) north" or {"answer": "B", "choices": [...]}; more choices: raise `letters`',
+                'write B, (B), "B) north" or {"answer": "B", "choices": [...]}; for more raise `letters`',
             )
         return Choice(form[1].upper(), _key(form[2]))
 

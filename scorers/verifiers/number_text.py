@@ -7,6 +7,8 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
+from karat.scorers.verifiers.extraction import last_match
+
 MINUS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"))
 # A number of more digits, or a power of ten beyond this, is no answer that anyone compares.
 _MOST_DIGITS = 1_000
@@ -101,8 +103,7 @@ def read_number(text: str) -> Number | str:
     if (
         re.search(r"[-+*/]$", before)
         or re.match(r"[-+*/!]|[xyz]\b", after)
-        or match["sign"]
-        and match["inner"]
+        or (match["sign"] and match["inner"])
     ):
         return "the answer is an expression, not a number"
     return _value(match, rest.strip(" ()$"))
@@ -116,9 +117,7 @@ def last_number(text: str) -> str | None:
     text = plain(text)
     if len(text.split()) <= 3:
         return text if _NUMBER.search(text) or _INFINITE.search(text) else None
-    last = None
-    for last in _NUMBER.finditer(text):
-        pass
+    last = last_match(_NUMBER, text)
     if last is None:
         return None
     start, stop = last.span()

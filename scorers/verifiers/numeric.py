@@ -44,14 +44,14 @@ class Numeric(AnswerVerifier):
 
     extract: Extract = Field(
         default="anywhere",
-        description=r"where the answer is: marked (\boxed, <answer>, ####, answer is), boxed, anywhere (marked, "
-        "else the last number), whole response",
+        description=r"where the answer is: whole, boxed, marked (\boxed, <answer>, ####), anywhere (marked, "
+        "else the last number)",
     )
     rel_tol: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="allowed difference as a share of the reference; default 1e-9, and 0 for two whole numbers",
+        description="allowed share of the reference; default 1e-9, and 0 for two whole numbers",
     )
     abs_tol: float = Field(default=0.0, ge=0, description="allowed difference in the reference's unit")
     percent: bool = Field(default=False, description="whether 50, 50% and 0.5 are the same number")

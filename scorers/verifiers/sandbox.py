@@ -1,21 +1,21 @@
 """A sandbox for programs that a model wrote, made of Linux namespaces and resource limits.
 
-What it gives, with `isolated` (Linux, util-linux's unshare, mount and setpriv; as root, or as a user where user
-namespaces are allowed):
-- a file system of its own that holds /usr, /bin, /lib*, /etc/ld.so.cache and the running Python, all read-only,
-  and one empty writable folder in memory of `megabytes`; homes, data, /tmp, /run, /sys and devices other than
-  null, zero and urandom are not there;
+What it gives, with `isolated` (Linux, with unshare, mount and setpriv of util-linux; as root, or as a user
+where user namespaces are allowed):
+- a file system of its own that holds /usr, /bin, /lib*, /etc/ld.so.cache and the running Python, read-only,
+  and one empty writable folder in memory; homes, data, /tmp, /run, /sys and devices other than null, zero and
+  urandom are not there;
 - no network, not even loopback; no sight of other processes; no System V memory of others;
-- no capabilities, and none to be had by set-uid programs; as root it runs as a user id of its own;
+- no set-uid programs; as root it runs as a user id of its own;
 - everything in it ends with it.
-In both modes: processor time, wall time, memory of each process, size of each file, number of processes, no
-core dumps, no capabilities (root can neither mount nor trace), standard input, output and error on /dev/null, no variable of the environment but PATH, HOME, TMPDIR,
-LANG and PYTHONHASHSEED.
+In both modes: limits of processor time, wall time, memory of each process, size of each file and number of
+processes; no core dumps; no capabilities (root can neither mount nor trace); standard input, output and error
+on /dev/null; no variable of the environment but PATH, HOME, TMPDIR, LANG, PWD and PYTHONHASHSEED.
 
-What it does not give: the kernel is shared, so a hole in it is a way out; /usr and the Python installation can be
-read; memory is limited for each process, not for their sum; there is no limit on reading speed or on cache
-pressure. Without `isolated` the program can read, write and delete what its user can, use the network, and leave processes
-behind that outlive it (setsid); as root the number of its processes has no limit.
+What it does not give: the kernel is shared, so a hole in it is a way out; /usr and the Python installation can
+be read; memory is limited for each process, not for their sum. Without `isolated` the program can read, write
+and delete what its user can, use the network, and leave processes behind that outlive it (setsid); as root the
+number of its processes has no limit then.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ root=$1 size=$2 user=$3; shift 3
 mount -t tmpfs -o size=1m,mode=755,nosuid,nodev none "$root"
 for path in /bin /sbin /lib /lib32 /lib64 /libx32 /usr /nix/store /etc/ld.so.cache "$@"; do
   [ "$path" = -- ] && break
-  if [ -L "$path" ] && [ "${path#/*/}" = "$path" ]; then ln -s "$(readlink "$path")" "$root$path"; continue; fi
+  if [ -L "$path" ] && [ "${path#/*/}" = "$path" ]; then
+    ln -s "$(readlink "$path")" "$root$path"
+    continue
+  fi
   if [ -d "$path" ]; then mkdir -p "$root$path"
   elif [ -f "$path" ]; then mkdir -p "$root$(dirname "$path")"; : > "$root$path"
   else continue; fi
@@ -48,7 +51,10 @@ for path in /bin /sbin /lib /lib32 /lib64 /libx32 /usr /nix/store /etc/ld.so.cac
 done
 while [ "$1" != -- ]; do shift; done; shift
 mkdir "$root/dev" "$root/proc" "$root/work"
-for device in null zero urandom; do : > "$root/dev/$device"; mount --bind "/dev/$device" "$root/dev/$device"; done
+for device in null zero urandom; do
+  : > "$root/dev/$device"
+  mount --bind "/dev/$device" "$root/dev/$device"
+done
 mount -t proc -o ro,nosuid,nodev,noexec none "$root/proc"
 mount -t tmpfs -o "size=${size}m,mode=777,nosuid,nodev" none "$root/work"
 mount -o remount,bind,ro,nosuid,nodev "$root"

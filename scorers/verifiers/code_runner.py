@@ -1,8 +1,10 @@
 """The program that runs an answer and then its tests, inside the sandbox; standard library only.
 
 stdin holds four parts, each a decimal length, a newline and so many bytes: limits (JSON), the answer's code,
-the tests, and a secret. Each part is read when it is needed: the secret is in the process only after every test
-is done. stdout is the result channel: one JSON object with the secret; without it a result counts as none.
+the tests, and a secret. Each part is read when it is needed: the secret is in the process only after every
+test is done.
+
+stdout is the result channel: one JSON object with the secret; without it a result counts as none.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from pydantic import Field
 from karat.scorers.verifiers.answering import AnswerVerifier, shown
 from karat.scorers.verifiers.extraction import Extract
 
+_NUMBER = re.compile(r"[-\u2010-\u2015\u2212]?[.,]?\d")
+
 
 class Exact(AnswerVerifier):
     r"""Right where the normalised answer equals the normalised reference.
@@ -81,15 +83,18 @@ class Exact(AnswerVerifier):
             text = unicodedata.normalize(self.unicode, text) if self.unicode != "keep" else text
         if self.spaces != "keep":
             text = re.sub(r"\s+", " " if self.spaces == "collapse" else "", text).strip()
-        if self.ignore_punctuation:
-            start, stop = 0, len(text)
-            while start < stop and not text[start].isalnum() and unicodedata.category(text[start])[0] in "PZ":
-                start += 1
-            while (
-                stop > start
-                and not text[stop - 1].isalnum()
-                and unicodedata.category(text[stop - 1])[0] in "PZ"
-            ):
-                stop -= 1
-            text = text[start:stop]
-        return text
+        return _without_punctuation(text) if self.ignore_punctuation else text
+
+
+def _without_punctuation(text: str) -> str:
+    start, stop = 0, len(text)
+    # Signs and points of numbers are no punctuation: -5, .5 and 50% stay.
+    while start < stop and _is_mark(text[start]) and not _NUMBER.match(text, start):
+        start += 1
+    while stop > start and _is_mark(text[stop - 1]):
+        stop -= 1
+    return text[start:stop]
+
+
+def _is_mark(character: str) -> bool:
+    return character != "%" and unicodedata.category(character)[0] in "PZ"

@@ -153,7 +153,7 @@ def _after_words(text: str) -> Found | None:
         line = " ".join(text[last.end() : last.end() + _SEGMENT].split())
         line = line[: max(line.find(r"\]", 2), line.find("$$", 2)) + 2] if line else line
     end = _SENTENCE.search(line)
-    answer = unwrapped((line[: end.start()] if end else line).strip().rstrip("*_ "))
+    answer = unwrapped((line[: end.start()] if end else line).strip("* \t"))
     return Found(answer) if answer else Found(None, 'nothing follows the last "answer is"')
 
 

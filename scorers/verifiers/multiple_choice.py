@@ -36,8 +36,8 @@ class MultipleChoice(AnswerVerifier):
     Answers: B, b, (B), B., "B) north", \boxed{B}, \boxed{\text{(B)}}, "The answer is B.", or the text of the
     choice, where the reference has it. Without a mark (`extract: anywhere`): the whole response if it has one
     of these forms, else the letter in parentheses, if the response has one letter so. More than one letter in
-    an answer ("B or C", "not B but C"), a letter with another choice's text, and a letter beyond `letters` are
-    wrong, and the reason says so. A bare "A" inside a sentence without mark is an article and no answer.
+    an answer ("B or C", "not B but C"), a letter with another choice's text, and a letter beyond `letters`
+    are wrong, and the reason says so. A bare "A" inside a sentence without mark is an article and no answer.
 
     References: B, (B), "B) north", or JSON {"answer": "B", "choices": ["south", "north"]} (choices may be a
     mapping of letters as well, and the answer may be a text of them): with it an answer by text is compared

@@ -32,8 +32,8 @@ class Numeric(AnswerVerifier):
     where there is none. Raises DataError for a reference that is not one number.
 
     DART-Math's code takes 50 for 0.5 always, and ignores its own `strict_extract`; here both are settings
-    that hold. Its tolerances are 1e-9 and 1e-8; the absolute one makes 1e-9 equal to 2e-9, so it is 0 here, and the
-    relative one would make 1000000000 equal to 1000000001, so whole numbers have none unless it is set.
+    that hold. Its tolerances are 1e-9 and 1e-8; the absolute one makes 1e-9 equal to 2e-9, so it is 0 here,
+    and the relative one 1000000000 equal to 1000000001, so whole numbers have none unless it is set.
     """
 
     summary: ClassVar[str] = "the answer's number within a tolerance; separators, fractions, units, signs"

@@ -12,10 +12,10 @@ In both modes: limits of processor time, wall time, memory of each process, size
 processes; no core dumps; no capabilities (root can neither mount nor trace); standard input, output and error
 on /dev/null; no variable of the environment but PATH, HOME, TMPDIR, LANG, PWD and PYTHONHASHSEED.
 
-What it does not give: the kernel is shared, so a hole in it is a way out; /usr and the Python installation can
-be read; memory is limited for each process, not for their sum. Without `isolated` the program can read, write
-and delete what its user can, use the network, and leave processes behind that outlive it (setsid); as root the
-number of its processes has no limit then.
+What it does not give: the kernel is shared, so a hole in it is a way out; /usr and the Python installation
+can be read; memory is limited for each process, not for their sum. Without `isolated` the program can read,
+write and delete what its user can, use the network, and leave processes behind that outlive it (setsid); as
+root the number of its processes has no limit then.
 """
 
 from __future__ import annotations

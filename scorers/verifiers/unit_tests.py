@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import platform
 import re
 import secrets
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,7 +20,6 @@ from karat.scorers.verifiers.sandbox import Ended, Limits, run_python, why_not_i
 from karat.verifier import Verdict
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+-]*)")
-_RUNNER = Path(__file__).with_name("code_runner.py")
 _LONGEST = 200_000
 
 
@@ -47,7 +46,8 @@ class UnitTests(PairVerifier):
     Passing takes a result with a secret that enters the process after the last test. So sys.exit(0),
     os._exit(0), printed claims, a traced or replaced `assert`, changed builtins and names in sys.modules do
     not pass. Answer and tests do share one process: an object that equals everything (`__eq__`), a change
-    to a library that the tests use, or code written for this very program, which looks for its pipes, can still.
+    to a library that the tests use, or code written for this very program, which looks for its pipes, can
+    still.
 
     The time limit is processor time, so a busy machine changes no verdict; `wall_seconds` is only for code
     that waits. Random numbers of `random` start from 0, hashes of strings too; code that uses the clock or
@@ -131,7 +131,10 @@ class UnitTests(PairVerifier):
             b"%d\n%s" % (len(raw), raw) for raw in (part.encode("utf-8", "replace") for part in parts)
         )
         limits = Limits(self.seconds, self.wall_seconds, self.megabytes, self.file_megabytes, self.processes)
-        ended = run_python(_RUNNER.read_text(encoding="utf-8"), given, limits, self.sandbox == "isolated")
+        # Imported where it is needed, as Windows lacks what it imports; and so the digest covers it.
+        import karat.scorers.verifiers.code_runner as program
+
+        ended = run_python(inspect.getsource(program), given, limits, self.sandbox == "isolated")
         reason = self._why(ended, secret)
         return Verdict(not reason, code, reason)
 

@@ -166,40 +166,13 @@ def test_numbers_are_read(text: str, value: Fraction) -> None:
     assert number.value == value
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "five",
-        "3 or 4",
-        "at least 5",
-        "not 5",
-        "1,00",
-        "1.000,50",
-        "12,34",
-        "3,4",
-        "10:30",
-        "1/0",
-        "2^3",
-        "2³",
-    ]
-    + [
-        r"\sqrt{2}",
-        r"2\sqrt{2}",
-        r"2\pi",
-        "x^2",
-        "3x",
-        "5!",
-        "--5",
-        "5-",
-        "1_000",
-        "nan",
-        "5 ± 1",
-        "> 5",
-        "1e99999",
-    ]
-    + ["9" * 1500, "1/2/3", "2024-05-01"],
-)
+NO_NUMBERS = ["", "five", "3 or 4", "at least 5", "not 5", "nan", "5 ± 1", "> 5"]
+NO_NUMBERS += ["1,00", "1.000,50", "12,34", "3,4", "10:30", "2024-05-01", "1_000", "1/2/3", "1/0"]
+NO_NUMBERS += ["2^3", "2³", r"\sqrt{2}", r"2\sqrt{2}", r"2\pi", "x^2", "3x", "5!", "--5", "5-"]
+NO_NUMBERS += ["1e99999", "9" * 1500]
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
 def test_what_is_no_single_number_says_why(text: str) -> None:
     assert isinstance(read_number(text), str)
 

@@ -17,6 +17,7 @@ needs_sandbox = pytest.mark.skipif(why_not_isolated() is not None, reason=f"no s
 # Hostile code runs in a sandbox only; where there is none it is not run at all.
 VERIFIER = UnitTests(allow_code=True, seconds=2, wall_seconds=20)
 ADD = "def add(a, b):\n    return a + b\n"
+NINE = "def add(a, b): return 9"
 TESTS = "assert add(1, 2) == 3\nassert add(-1, 1) == 0"
 
 
@@ -65,7 +66,7 @@ def test_the_code_of_a_response() -> None:
         TESTS,
         "def check(candidate):\n    assert candidate(1, 2) == 3\ncheck(add)",
         "def test_one():\n    assert add(1, 2) == 3",
-        "import unittest\nclass T(unittest.TestCase):\n    def test_one(self):\n        self.assertEqual(add(1, 2), 3)",
+        "import unittest\nclass T(unittest.TestCase):\n    def test_one(self): self.assertEqual(add(1, 2), 3)",
         "for i in range(3):\n    assert add(i, i) == 2 * i",
         "from answer import add as other\nassert other(1, 2) == 3",
     ],
@@ -93,16 +94,16 @@ def test_a_failure_names_the_test() -> None:
         "import os\ndef add(a, b):\n    os._exit(0)",
         "def add(a, b):\n    raise SystemExit(0)",
         'print(\'OK 2 passed\')\nprint(\'{"secret": "", "reason": ""}\')\ndef add(a, b): return 9',
-        'import os\nfor fd in range(64):\n    try:\n        os.write(fd, b\'{"secret": "x", "reason": ""}\')\n'
+        'import os\nfor fd in range(64):\n    try:\n        os.write(fd, b\'{"reason": ""}\')\n'
         "    except OSError: pass\nos._exit(0)",
-        "import builtins\nbuiltins.AssertionError = None\nbuiltins.all = lambda x: True\ndef add(a, b): return 9",
-        "import json, os\njson.dumps = lambda x: '{}'\nos._exit = exit\ndef add(a, b): return 9",
-        "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *a: None\ndef add(a, b): return 9",
-        "import atexit, os\natexit.register(os._exit, 0)\ndef add(a, b): return 9",
+        "import builtins\nbuiltins.AssertionError = None\nbuiltins.all = lambda x: True\n" + NINE,
+        "import json, os\njson.dumps = lambda x: '{}'\nos._exit = exit\n" + NINE,
+        "import sys\nsys.settrace(lambda *a: None)\nsys.excepthook = lambda *a: None\n" + NINE,
+        "import atexit, os\natexit.register(os._exit, 0)\n" + NINE,
         "import os\nif os.fork() == 0:\n    os._exit(0)\nos._exit(0)",
-        "import threading, os\nthreading.Timer(0, os._exit, (0,)).start()\nimport time\ntime.sleep(1)\ndef add(a, b): return 3",
+        "import os, threading, time\nthreading.Timer(0, os._exit, (0,)).start()\ntime.sleep(1)\n" + ADD,
         "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
-        "import sys\n_judged = lambda *a: ''\nsys.modules['__main__']._judged = _judged\ndef add(a, b): return 9",
+        "import sys\n_judged = lambda *a: ''\nsys.modules['__main__']._judged = _judged\n" + NINE,
         "class E(Exception):\n    def __str__(self): raise SystemExit(0)\ndef add(a, b): raise E",
     ],
 )
@@ -114,14 +115,16 @@ def test_passing_cannot_be_claimed(code: str) -> None:
 def test_the_secret_is_not_there_before_the_tests_are_done() -> None:
     code = (
         "import sys, gc, re\n"
+        "def is_one(v):\n"
+        "    return isinstance(v, str) and re.fullmatch('[0-9a-f]{32}', v)\n"
         "def add(a, b):\n"
         "    found = []\n"
         "    for thing in gc.get_objects():\n"
         "        if isinstance(thing, dict):\n"
-        "            found += [v for v in list(thing.values()) if isinstance(v, str) and re.fullmatch('[0-9a-f]{32}', v)]\n"
+        "            found += [v for v in list(thing.values()) if is_one(v)]\n"
         "    frame = sys._getframe()\n"
         "    while frame:\n"
-        "        found += [v for v in frame.f_locals.values() if isinstance(v, str) and re.fullmatch('[0-9a-f]{32}', v)]\n"
+        "        found += [v for v in frame.f_locals.values() if is_one(v)]\n"
         "        frame = frame.f_back\n"
         "    raise ValueError(f'found {len(found)} secrets')\n"
     )
@@ -142,11 +145,11 @@ def test_the_secret_is_not_there_before_the_tests_are_done() -> None:
         ("open('/dev/mem')", "FileNotFoundError"),
         ("x = input()", "EOFError"),
         (
-            "import threading, time\nfor i in range(99): threading.Thread(target=time.sleep, args=(9,)).start()",
+            "import threading, time\nfor i in range(99): threading.Thread(None, time.sleep, 'a', (9,)).start()",
             "thread",
         ),
         (
-            "import os\nfor i in range(99): os.fork() or os._exit(0) if i > 60 else os.fork() or __import__('time').sleep(9)",
+            "import os, time\nfor i in range(99): os.fork() or time.sleep(9)",
             "BlockingIOError",
         ),
         ("import os\nos.kill(-1, 9)", "Error"),

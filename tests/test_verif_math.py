@@ -139,10 +139,18 @@ def test_a_hanging_pair_is_ended_and_its_neighbours_are_not() -> None:
 
 
 def test_memory_has_a_limit() -> None:
-    greedy = MathEquivalence(extract="whole", megabytes=64, seconds=20)
-    verdict = greedy.check(r"3^{400000000}+x", "x+1")
-    assert not verdict.correct
-    assert WHOLE.check("x+1", "1+x").correct
+    formula = r"\begin{pmatrix}" + "&".join(f"x_{{{i}}}^2" for i in range(150)) + r"\end{pmatrix}"
+    request = {"answer": formula, "reference": "x", "digits": 6, "seconds": 20}
+    little, enough = math_pool.compare_all([{**request, "megabytes": size} for size in (0, 512)], 1)
+    assert not little.get("correct")
+    assert set(little) != {"correct"}
+    assert enough == {"correct": False}
+
+
+def test_reasons_name_the_limits() -> None:
+    assert "more than 512 MiB" in WHOLE._why({"failed": "memory"}, "x", "y")
+    assert "took longer than 5 s" in WHOLE._why({"failed": "time"}, "x", "y")
+    assert "signal 11" in WHOLE._why({"failed": "the comparison ended with signal 11"}, "x", "y")
 
 
 def test_a_worker_that_is_killed_is_replaced() -> None:
@@ -215,18 +223,10 @@ def test_words_are_told_from_products(text: str, said: str | None) -> None:
     assert math_text.words(text) == said
 
 
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("(1,2)", "("),
-        ("[1,2)", "("),
-        (r"\{1\}", "{"),
-        ("1,2", ","),
-        ("1,000", ""),
-        ("f(1,2)", ""),
-        ("(x+1)(x-1)", ""),
-    ]
-    + [(r"x \in \left(1, 2\right]", "("), ("(1,000)", "")],
-)
+KINDS = [("(1,2)", "("), ("[1,2)", "("), (r"x \in \left(1, 2\right]", "("), (r"\{1\}", "{"), ("1,2", ",")]
+KINDS += [("1,000", ""), ("(1,000)", ""), ("f(1,2)", ""), ("(x+1)(x-1)", "")]
+
+
+@pytest.mark.parametrize(("text", "kind"), KINDS)
 def test_kinds_of_lists(text: str, kind: str) -> None:
     assert math_text.brackets(text) == kind

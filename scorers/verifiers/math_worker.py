@@ -50,7 +50,19 @@ def compare(answer: str, reference: str, digits: int) -> dict[str, Any]:
     close = _close(given, gold, digits)
     if close is not None:
         return {"correct": close}
-    equal = verify(gold, given, float_rounding=digits, allow_set_relation_comp=True, timeout_seconds=None)
+    try:
+        equal = verify(
+            gold,
+            given,
+            float_rounding=digits,
+            allow_set_relation_comp=True,
+            timeout_seconds=None,
+            raise_on_error=True,
+        )
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - two kinds of things that sympy cannot compare are not equal
+        equal = False
     return {"correct": bool(equal)}
 
 
@@ -59,12 +71,18 @@ def _parsed(text: str) -> Any:
     from math_verify.parser import LatexExtractionConfig
 
     # Plain expressions would go through Python's eval there; LaTeX goes through a grammar.
-    found = parse(
-        f"\\boxed{{{text}}}",
-        extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
+    try:
+        found = parse(
+            f"\\boxed{{{text}}}",
+            extraction_config=[LatexExtractionConfig(boxed_match_priority=0)],
+            fallback_mode="no_fallback",
+            parsing_timeout=None,
+            raise_on_error=True,
+        )
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # noqa: BLE001 - whatever a parser of strangers' text may raise
+        return None
     return found[0] if found else None
 
 

@@ -95,7 +95,8 @@ class Ended:
 
 def run_python(program: str, given: bytes, limits: Limits, isolated: bool) -> Ended:
     """Run a Python program that reads `given` on stdin and writes its result to stdout."""
-    python = [sys.executable, "-I", "-B", "-c", program]
+    # Not -I: it would leave out PYTHONHASHSEED, and with it the order of sets; the environment is clean.
+    python = [sys.executable, "-P", "-s", "-B", "-c", program]
     with tempfile.TemporaryDirectory(prefix="karat-code-") as folder, tempfile.TemporaryFile() as channel:
         work = "/work" if isolated else folder
         process = subprocess.Popen(  # noqa: S603 - the program is foreign, which is what the sandbox is for

@@ -30,7 +30,7 @@ def is_py_irt(path: Path) -> bool:
     return first is not None and "subject_id" in first and isinstance(first.get("responses"), dict)
 
 
-def harness_parts(path: Path, metric: str) -> Iterator[Part]:
+def harness_parts(path: Path, metric: str | None) -> Iterator[Part]:
     """Samples of one model on one task: the subject is the folder, the item task and document.
 
     The file is `<model>/samples_<task>_<time>.jsonl`. A sample is graded by `metric`, by the first metric
@@ -57,15 +57,16 @@ def harness_parts(path: Path, metric: str) -> Iterator[Part]:
         yield Part(pl.DataFrame(rows, strict=False), first, str(path))
 
 
-def _grade(record: dict[str, Any], metric: str, where: str) -> float:
+def _grade(record: dict[str, Any], metric: str | None, where: str) -> float:
     listed = record.get("metrics") or []
-    names = [metric, *(name for name in listed if isinstance(name, str))]
+    # A metric that was named must be there: another one in its place would be another number.
+    names = [metric] if metric else ["acc", *(name for name in listed if isinstance(name, str))]
     for name in names:
         value = record.get(name)
         if isinstance(value, bool | int | float):
             return float(value)
     raise DataError(
-        f"there is no metric {metric!r} in the sample",
+        f"there is no metric {metric or 'acc'!r} in the sample",
         where=where,
         hint=f"name one: `metric: …`; the record has {', '.join(sorted(record)[:20])}",
     )

@@ -34,8 +34,8 @@ class Layout:
     time: str | None = None
     right_from: float | None = None
     """The grade from which on a response is right; None keeps grades as they are."""
-    metric: str = "acc"
-    """lm_eval: the metric that grades."""
+    metric: str | None = None
+    """lm_eval: the metric that grades; None: acc, or else the first that a sample lists."""
 
 
 def responses(source: Any, layout: Layout | None = None, **settings: Any) -> Responses:
@@ -67,20 +67,46 @@ def responses(source: Any, layout: Layout | None = None, **settings: Any) -> Res
 
 
 def _from_path(path: Path, layout: Layout) -> Responses:
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    if not files or not path.exists():
-        problem = "the folder holds no files" if path.is_dir() else "there is no such file"
-        raise DataError(problem, where=str(path))
-    readers = [(file, _reader(file, layout)) for file in files if file.name[0] != "." and _wanted(file, path)]
-    if not readers:
-        raise DataError("the folder holds no logs and no tables", where=str(path))
+    readers = [(file, _reader(file, layout)) for file in source_files(path)]
     parts = (part for file, reader in readers for part in reader(file))
     return collect(parts, str(path), layout.right_from)
 
 
-def _wanted(file: Path, folder: Path) -> bool:
-    """In a folder of the harness, results_*.json stand beside the samples_*.jsonl."""
-    return file == folder or not (file.suffix == ".json" and file.name.startswith("results"))
+def source_files(path: Path) -> list[Path]:
+    """The file, or those of a folder that hold responses, sorted; raises DataError where there are none.
+
+    In a folder of the harness results_*.json stand beside the samples_*.jsonl; hidden files are left out.
+    """
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise DataError("there is no such file or folder", where=str(path), hint=_beside(path))
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from None
+    wanted = [
+        file
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and not (file.suffix == ".json" and file.name.startswith("results"))
+    ]
+    if not wanted:
+        problem = "the folder holds no logs and no tables" if files else "the folder holds no files"
+        raise DataError(problem, where=str(path))
+    return wanted
+
+
+def _beside(path: Path) -> str | None:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r} either; relative paths begin at the current directory"
+    return closest(path.name, (file.name for file in folder.iterdir()))
+
+
+def is_log(path: Path) -> bool:
+    """Whether it is a harness log, whose subject and task are read from the names of folder and file."""
+    return path.name.startswith("samples_") or is_harness_log(path)
 
 
 def _reader(path: Path, layout: Layout) -> Callable[[Path], Iterator[Part]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -67,6 +69,25 @@ class Responses:
             "correct": pl.Series(self.grade),
         }
         return pl.DataFrame(columns if self.time is None else {**columns, "time": self.time})
+
+    def digest(self, *, ordered: bool = False) -> str:
+        """Digest of the content; of the responses as a multiset, unless `ordered`."""
+        parts = [self.subject, self.item, self.grade]
+        if self.time is not None:
+            whole = self.time.to_physical() if self.time.dtype.is_temporal() else self.time
+            names = pl.Series(self.time.unique().sort().cast(pl.String))
+            parts.append(whole.rank("dense").to_numpy().astype(np.int32))
+        else:
+            names = pl.Series([], dtype=pl.String)
+        if not ordered:
+            order = np.lexsort(parts)
+            parts = [part[order] for part in parts]
+        found = hashlib.blake2b(digest_size=16)
+        for series in (self.subjects, self.items, names):
+            found.update(json.dumps(series.to_list(), ensure_ascii=False).encode())
+        for part in parts:
+            found.update(part.dtype.str.encode() + np.ascontiguousarray(part).tobytes())
+        return found.hexdigest()
 
     def binary(self) -> Responses:
         """The same, if every grade is 0 or 1; raises DataError naming the first that is not."""

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binomtest
 
-from karat.scorers.dart_estimate import estimate, lower_limit, upper_limit
+from karat.binomial import lower_limit, upper_limit
+from karat.scorers.dart_estimate import estimate
 
 RATES = [Fraction(1, 20), Fraction(1, 3), Fraction(1, 2), Fraction(9, 10), Fraction(1)]
 

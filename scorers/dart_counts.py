@@ -87,9 +87,13 @@ def read_counts(path: Path) -> QueryCounts:
             "samples": _column(frame, SAMPLES, "samples", path),
             "correct": _column(frame, CORRECT, "correct", path),
         }
-        parts.append(_checked(frame.select(pl.col(name).alias(key) for key, name in named.items()), first, path))
+        parts.append(
+            _checked(frame.select(pl.col(name).alias(key) for key, name in named.items()), first, path)
+        )
     if not parts:
-        return QueryCounts(pl.Series("item", [], dtype=pl.String), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return QueryCounts(
+            pl.Series("item", [], dtype=pl.String), np.zeros(0, np.int64), np.zeros(0, np.int64)
+        )
     table = pl.concat(parts).sort("item")
     twice = table.filter(pl.col("item").is_duplicated())
     if twice.height:

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from prefect import task
 
-from karat.config import Config
+from karat.config import RESPONSES, Config
 from karat.flows.synthesis import Synthesis, synthesise
 from karat.flows.tasks import as_finished, plain
 from karat.inputs import Inputs
@@ -23,8 +23,6 @@ from karat.store import Store, key_of, replacing_folder, write_parquet
 
 FOLDER = "synthesis"
 STAGE = "synthesize"
-RESPONSES = "responses"
-"""Folder of the store that holds ledgers of responses."""
 
 
 @task(name=STAGE, task_run_name="{name}", **plain)  # type: ignore[call-overload, untyped-decorator]

@@ -14,7 +14,6 @@ from pathlib import Path
 import polars as pl
 
 from karat.errors import DataError
-from karat.progress import spend
 from karat.scorers.generation.generating import generate
 from karat.scorers.generation.ledger import Ledger
 from karat.scorers.generation.responders import ResponseModel, responses_key, sampler_of
@@ -64,7 +63,6 @@ class Writer:
         """query, number, text, finish, tokens for each ask, by query and number; known ones are not asked."""
         with self._lock if self.alone else nullcontext():
             found = generate(self.sampler, asks, self.ledger, Silent())
-        spend("tokens", int(found["tokens"].sum() or 0))
         with self._counting:
             there = found.filter(~pl.col("finish").str.starts_with(FAILED))
             self.responses += there.height

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from karat.scorers.model.loading import Asked
 
 
-class OutOfMemory(ScoreError):
+class OutOfMemoryError(ScoreError):
     """The device has no memory for so many responses at one time."""
 
 
@@ -34,7 +34,7 @@ class Row:
 
 
 def write(asked: Asked, generation: Generation, rows: Sequence[Row]) -> list[Sample]:
-    """The responses of the rows; raises OutOfMemory."""
+    """The responses of the rows; raises OutOfMemoryError."""
     longest = max(len(row.ids) for row in rows)
     texts = Texts(asked.tokenizer, [row.ids for row in rows])
     ends = end_tokens_of(asked.model, asked.tokenizer)
@@ -44,21 +44,32 @@ def write(asked: Asked, generation: Generation, rows: Sequence[Row]) -> list[Sam
     try:
         _generate(asked, rows, longest, drawing, ending)
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
+        raise OutOfMemoryError(
             f"no memory to write {len(rows)} responses of {generation.max_new_tokens} tokens at a time",
             where=str(asked.device),
             hint="a smaller max_new_tokens, a smaller model, or quantization",
         ) from error
     broken = [] if drawing.broken_b is None else drawing.broken_b.tolist()
     return [
-        failure("the model gave no numbers (NaN or infinite)") if broken[index] else Sample(*ending.ends[index])
-        for index in range(len(rows))
+        _without_padding(asked, generation, row, longest) if broken[index] else Sample(*ending.ends[index])
+        for index, row in enumerate(rows)
     ]
+
+
+def _without_padding(asked: Asked, generation: Generation, row: Row, longest: int) -> Sample:
+    """A row whose logits were no numbers, by itself: a few models in float64 cannot bear padding."""
+    if len(row.ids) == longest:
+        return failure("the model gave no numbers (NaN or infinite)")
+    return write(asked, generation, [row])[0]
 
 
 def _generate(asked: Asked, rows: Sequence[Row], longest: int, drawing: Drawing, ending: Ending) -> None:
     padding = next(
-        (int(token) for token in (asked.tokenizer.pad_token_id, asked.tokenizer.eos_token_id) if token is not None),
+        (
+            int(token)
+            for token in (asked.tokenizer.pad_token_id, asked.tokenizer.eos_token_id)
+            if token is not None
+        ),
         0,
     )
     ids = [(padding,) * (longest - len(row.ids)) + row.ids for row in rows]
@@ -67,7 +78,7 @@ def _generate(asked: Asked, rows: Sequence[Row], longest: int, drawing: Drawing,
         asked.model.generate(
             input_ids=torch.tensor(ids, device=asked.device),
             attention_mask=torch.tensor(mask, device=asked.device),
-            generation_config=GenerationConfig(
+            generation_config=_plain(
                 max_new_tokens=max(row.limit for row in rows),
                 do_sample=False,
                 num_beams=1,
@@ -81,10 +92,16 @@ def _generate(asked: Asked, rows: Sequence[Row], longest: int, drawing: Drawing,
 
 @contextmanager
 def _own_settings_aside(model: Any) -> Iterator[None]:
-    """`generate` fills what it is not told from the model's generation_config: top_k, penalties, end tokens."""
+    """`generate` fills what it is not told from the model's own: top_k, penalties, ends."""
     own = model.generation_config
-    model.generation_config = GenerationConfig()
+    model.generation_config = _plain()
     try:
         yield
     finally:
         model.generation_config = own
+
+
+def _plain(**settings: Any) -> GenerationConfig:
+    make: Any = GenerationConfig  # its constructor has no annotations
+    config: GenerationConfig = make(**settings)
+    return config

@@ -74,9 +74,8 @@ def nucleus(p_bv: Tensor, top_p: float) -> Tensor:
     probabilities the lower id goes first; the most likely token is always in it.
     """
     sorted_bv, order_bv = p_bv.sort(dim=-1, descending=True, stable=True)
-    before_bv = sorted_bv.cumsum(-1) - sorted_bv
-    kept_bv = before_bv < top_p
-    kept_bv[..., 0] = True
+    kept_bv = torch.ones_like(sorted_bv, dtype=torch.bool)
+    kept_bv[..., 1:] = sorted_bv.cumsum(-1)[..., :-1] < top_p
     return torch.zeros_like(kept_bv).scatter_(-1, order_bv, kept_bv)
 
 
@@ -99,5 +98,3 @@ def _right(value: Tensor, bits: int) -> Tensor:
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
-
-

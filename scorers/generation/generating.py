@@ -97,7 +97,9 @@ class _Arriving:
     def finish(self) -> None:
         """Say how it went."""
         if self.total:
-            failed = f", {len(self.failed):,} failed, such as: {min(self.failed.values())}" if self.failed else ""
+            failed = (
+                f", {len(self.failed):,} failed, such as: {min(self.failed.values())}" if self.failed else ""
+            )
             self.report.finish(STAGE, f"{self.total:,} {UNIT}, {self._tokens:,} tokens{failed}")
 
 

@@ -34,8 +34,8 @@ class LocalSampler:
     other (about 1e-6 of a logit in float32, 1e-2 in bfloat16), another one may be drawn. Batches are a
     function of the asks given and of the settings, so the same call gives the same responses.
 
-    A prompt that fills the model's positions is `failed: ...`; one that leaves less than `max_new_tokens` gets
-    a shorter response. Raises ScoreError where the model cannot be loaded.
+    A prompt that fills the model's positions is `failed: ...`; one that leaves less than `max_new_tokens`
+    gets a shorter response. Raises ScoreError where the model cannot be loaded.
     """
 
     def __init__(self, source: ModelSource, generation: Generation) -> None:
@@ -116,7 +116,7 @@ class LocalSampler:
                     future.cancel()
 
     def _write(self, batch: list[Row], deliver: OnSample) -> None:
-        from karat.scorers.generation.batch import OutOfMemory, write
+        from karat.scorers.generation.batch import OutOfMemoryError, write
 
         with self._held.borrowed() as asked:
             waiting = [batch]
@@ -127,7 +127,7 @@ class LocalSampler:
                     continue
                 try:
                     samples = write(asked, self.generation, rows)
-                except OutOfMemory:
+                except OutOfMemoryError:
                     if len(rows) == 1:
                         raise
                     self._rows_at_most = len(rows) // 2

@@ -80,7 +80,7 @@ class Part:
         self._lock.release(force=True)
 
     def forget(self) -> None:
-        """Leave it to the process that this one was forked from; to free its lock here would free it there."""
+        """Leave it to the process this one was forked from: freeing its lock here would free it there."""
         _inherited.append(self)
 
     def _unwritable(self, error: OSError) -> StoreError:

@@ -14,9 +14,17 @@ if TYPE_CHECKING:
 
 
 class ResponseModel(ModelSource):
-    """A model that writes responses: a folder, a Hub id, a loaded pair, or with `server` one that is served."""
+    """A model that writes responses: a folder, a Hub id, a loaded pair, or one that is served."""
 
     served: ClassVar[bool] = True
+
+    def environment(self) -> dict[str, str]:
+        """What is known of the model; of a served one no tokenizer is needed, as it is asked in text."""
+        if self.server is None:
+            return super().environment()
+        from karat.scorers.server.served_model import served_facts
+
+        return {"model": served_facts(self.server, str(self.model), self.revision)}
 
 
 def sampler_of(source: ModelSource, generation: Generation) -> Sampler:

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 PLACE = "{prompt}"
-FIXED = frozenset({"model", "prompt", "messages", "n", "stream", "seed", "stop", "max_tokens"})
-"""Fields of a request that have settings of their own, or that decide how its answer is read."""
+FIXED = frozenset({"model", "prompt", "messages", "n", "stream"})
+"""Fields of a request that decide what is asked, and how its answer is read."""
 
 
 class Generation(BaseModel):
@@ -55,7 +55,9 @@ class Generation(BaseModel):
         if not all(self.stop):
             raise PydanticCustomError("generation", "an empty stop text would end every response")
         if PLACE not in self.template:
-            raise PydanticCustomError("generation", "`template` has no {prompt}, so that all would be the same")
+            raise PydanticCustomError(
+                "generation", "`template` has no {prompt}, so that all would be the same"
+            )
         if fixed := FIXED & set(self.request):
             raise PydanticCustomError("generation", "`request` may not set {name}", {"name": min(fixed)})
         return self

@@ -116,7 +116,9 @@ def _targets(settings: SynthesisSettings, rates: Sequence[float]) -> list[int]:
         column = pl.Series(settings.difficulty or "fail_rate", list(rates), dtype=pl.Float64)
         return [int(target) for target in settings.allocation.targets(column)]
     except SelectionError as error:
-        raise SelectionError(error.problem, where=f"synthesize.difficulty, {error.where}", hint=error.hint) from None
+        raise SelectionError(
+            error.problem, where=f"synthesize.difficulty, {error.where}", hint=error.hint
+        ) from None
 
 
 def _answers(
@@ -146,9 +148,7 @@ def _result(rows: Sequence[_Row], settings: SynthesisSettings, rounds: int) -> S
             queries.append((row.id, row.fail_rate, None, 0, 0, 0, 0, 0, 0, 0, None, row.reason))
             continue
         numbers = sorted(state.right)
-        kept = chosen(
-            settings.seed, state.key, numbers, [state.same[n] for n in numbers], state.target or 0
-        )
+        kept = chosen(settings.seed, state.key, numbers, [state.same[n] for n in numbers], state.target or 0)
         guess = _fail_rate(state, numbers)
         # Found by the pilot, unless it was given.
         rate = row.fail_rate

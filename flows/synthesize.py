@@ -63,7 +63,9 @@ def synthesize_stage(
             shutil.rmtree(store.work(), ignore_errors=True)
         _write(made, folder, config.export.shard_rows)
         facts = made.facts
-        timing.note = f"{facts['kept']:,} responses to {facts['queries']:,} queries, {facts['asked']:,} sampled"
+        timing.note = (
+            f"{facts['kept']:,} responses to {facts['queries']:,} queries, {facts['asked']:,} sampled"
+        )
         record.warnings += [f"{STAGE}: {note}" for note in notes(facts, settings)]
         current().finish(STAGE, timing.note)
     return facts
@@ -81,7 +83,10 @@ def notes(facts: Mapping[str, Any], settings: SynthesisSettings) -> list[str]:
     told = [f"{count:,} rows: {reason}" for reason, count in facts["reasons"].items()]
     found = []
     if facts["short"]:
-        found.append(f"{facts['short']:,} of {facts['rows']:,} rows have fewer responses than wanted: " + "; ".join(told))
+        found.append(
+            f"{facts['short']:,} of {facts['rows']:,} rows have fewer responses than wanted: "
+            + "; ".join(told)
+        )
         if any("cap of" in reason for reason in facts["reasons"]):
             found.append(
                 f"a higher `synthesize.max_samples` than {settings.max_samples:,} goes on where this run ended"
@@ -92,7 +97,9 @@ def notes(facts: Mapping[str, Any], settings: SynthesisSettings) -> list[str]:
             "tokens and count as wrong; `generation.max_new_tokens` allows more"
         )
     if facts["failed_requests"]:
-        found.append(f"{facts['failed_requests']:,} requests gave no response: {', '.join(facts['failures'])}")
+        found.append(
+            f"{facts['failed_requests']:,} requests gave no response: {', '.join(facts['failures'])}"
+        )
     return found
 
 

@@ -68,14 +68,10 @@ class DartDifficulty(ItemScorer):
     """`environment` holds the content of what is read, and the key of what is written and judged."""
     reads: ClassVar[tuple[str, ...]] = ("prompt", "response")
 
-    responses: ResponsesSource | None = Field(
-        None, description="graded responses: a path, or path and layout"
-    )
+    responses: ResponsesSource | None = Field(None, description="graded responses: a path, or its layout too")
     counts: Path | None = Field(None, description="a table of counts: query, responses, right ones")
     subject: str | None = Field(None, description="whose responses count; default: everybody's")
-    sampling: Sampling = Field(
-        "fixed", description="fixed number of responses, or inverse: until k were right"
-    )
+    sampling: Sampling = Field("fixed", description="fixed number of responses; inverse: until k were right")
     until: int | None = Field(None, ge=1, description="inverse: the k; default: each query's right responses")
     level: float = Field(0.95, gt=0, lt=1, description="of the interval")
     model: ResponseModel | None = Field(

@@ -69,6 +69,10 @@ class Writer:
             self.cut += int((there["finish"] == LENGTH).sum())
         return found
 
+    def close(self) -> None:
+        """End writing to the ledger; what is in it stays."""
+        self.ledger.close()
+
     def failures(self) -> Counter[str]:
         """Requests that failed since this process began, by reason."""
         return self.ledger.failures

@@ -28,7 +28,9 @@ class SynthesisSettings(BaseModel):
     difficulty: str | None = Field(
         None, description="column of fail rates, such as dart.fail_rate; default: estimated from the pilot"
     )
-    pilot: int = Field(32, ge=1, description="responses from which a fail rate is estimated that is not known")
+    pilot: int = Field(
+        32, ge=1, description="responses from which a fail rate is estimated that is not known"
+    )
     max_samples: int = Field(2048, ge=1, description="responses that are sampled of a query at most")
     overshoot: float = Field(
         0.05, ge=0, le=1, description="share of its target that a query may have beyond it: fewer rounds"

@@ -42,7 +42,9 @@ def run(queries: list[Query], rates: dict[str, float], cap: int = 4096, over: fl
 
 
 def test_a_round_never_asks_for_more_than_the_cap_or_less_than_what_is_safe() -> None:
-    sizes = batch_sizes([40, 40, 3, 0, 7], [0, 20, 0, 5, 0], [0, 40, 100, 9, 50], [2, 2, 0, 0, 0], [99, 9, 500, 9, 0])
+    sizes = batch_sizes(
+        [40, 40, 3, 0, 7], [0, 20, 0, 5, 0], [0, 40, 100, 9, 50], [2, 2, 0, 0, 0], [99, 9, 500, 9, 0]
+    )
     # Nothing is known: 42 cannot overshoot. The cap. Hard: many. Done. No room.
     assert sizes[0] == 42
     assert sizes[1] == 9

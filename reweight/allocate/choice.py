@@ -8,20 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 Dedupe = Literal["normalised", "exact", "none"]
-_NAMES = {"normalised": lambda text: " ".join(unicodedata.normalize("NFC", text).split()), "exact": str}
 
 
 def same_as(dedupe: Dedupe) -> Callable[[str, int], bytes]:
     """A function of text and number that is equal where two responses count as the same.
 
-    `normalised`: after Unicode NFC and with every run of blanks as one; `exact`: byte for byte; `none`: never.
+    `normalised`: after Unicode NFC and with every run of blanks as one; `exact`: byte for byte; `none`:
+    never.
     """
 
     def key(text: str, number: int) -> bytes:
         if dedupe == "none":
             return number.to_bytes(8, "little")
-        whole = _NAMES[dedupe](text).encode("utf-8", "surrogatepass")
-        return hashlib.blake2b(whole, digest_size=16).digest()
+        whole = text if dedupe == "exact" else " ".join(unicodedata.normalize("NFC", text).split())
+        return hashlib.blake2b(whole.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
     return key
 

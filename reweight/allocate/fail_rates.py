@@ -38,8 +38,8 @@ def ceil_of(factor: int, rates: pl.Series) -> NDArray[np.int64]:
 
     A float just above a whole number, such as 100 · 0.29 = 28.999… or 10 · (1 − 0.7) = 3.0000000000000004,
     must not become one response more. A product of counts is whole or at least 1/n away from it; a float is
-    off by less than factor · 2⁻⁵². So with the tolerance of 1e-9 the result is that of exact arithmetic for up
-    to 10⁹ responses per query and factors up to 10⁶.
+    off by less than factor · 2⁻⁵². So with the tolerance of 1e-9 the result is that of exact arithmetic for
+    up to 10⁹ responses per query and factors up to 10⁶.
     """
     product = factor * checked_rates(rates)
     near = factor * TOLERANCE_SINGLE if rates.dtype == pl.Float32 else TOLERANCE

@@ -23,7 +23,7 @@ def batch_sizes(
 ) -> Ints:
     """[Q] responses to ask of each query, 0 where nothing is needed.
 
-        m = max{ m : P(Bin(m, p) > need + spare) ≤ RISK / 2 },  p = upper limit (1 − RISK / 2) of right / asked
+        m = max{ m : P(Bin(m, p) > need + spare) ≤ RISK/2 },  p = upper limit (1 − RISK/2) of right / asked
 
     so a round brings more than need + spare with a probability of at most RISK: half of it that the pass rate
     is above its limit, half of it by chance below. It is about need ÷ p, less what chance may add. As many as

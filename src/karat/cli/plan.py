@@ -96,6 +96,10 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
             # A plan must not spend what a server may charge for.
             steps.append(Step(name, f"{note}; asks a server, not timed", None))
             continue
+        if missing and any("ledger" in type(scorer).model_fields for scorer in group):
+            # Nor write hundreds of responses for a guess at how long that takes.
+            steps.append(Step(name, f"{note}; samples responses, not timed", None))
+            continue
         seconds = _estimate(works, inputs.reference, name) if missing else 0.0
         steps.append(Step(name, note, seconds))
     for joined in item_scorers(config.scorers):

@@ -187,7 +187,7 @@ def test_choice_is_seeded_nested_and_never_the_first_ones() -> None:
     assert picks[0] == chosen(0, "q", numbers, keys, 10) == sorted(picks[0])
     assert all(pick != numbers[:10] for pick in picks)
     counts = np.bincount([n for pick in picks for n in pick], minlength=50)
-    assert 15 < counts.min()  # 40 expected of each, 5.7 the spread
+    assert counts.min() > 15  # 40 expected of each, 5.7 the spread
     assert counts.max() < 65
     assert set(picks[0]) <= set(chosen(0, "q", numbers, keys, 20))
     assert chosen(0, "q", numbers, keys, 10) != chosen(0, "other", numbers, keys, 10)

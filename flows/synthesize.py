@@ -89,12 +89,12 @@ def notes(facts: Mapping[str, Any], settings: SynthesisSettings) -> list[str]:
         )
         if any("cap of" in reason for reason in facts["reasons"]):
             found.append(
-                f"a higher `synthesize.max_samples` than {settings.max_samples:,} goes on where this run ended"
+                f"a `synthesize.max_samples` above {settings.max_samples:,} goes on where this run ended"
             )
     if facts["cut"]:
         found.append(
-            f"{facts['cut']:,} of {facts['asked']:,} responses were cut at {settings.generation.max_new_tokens:,} "
-            "tokens and count as wrong; `generation.max_new_tokens` allows more"
+            f"{facts['cut']:,} of {facts['asked']:,} responses were cut at "
+            f"{settings.generation.max_new_tokens:,} tokens and count as wrong; `generation.max_new_tokens` allows more"
         )
     if facts["failed_requests"]:
         found.append(

@@ -149,8 +149,8 @@ class DartDifficulty(ItemScorer):
         notes = []
         if prepared.cut:
             notes.append(
-                f"{prepared.cut:,} of {prepared.responses:,} responses were cut at {self.generation.max_new_tokens:,} "
-                "tokens and count as wrong; `max_new_tokens` allows more"
+                f"{prepared.cut:,} of {prepared.responses:,} responses were cut at "
+                f"{self.generation.max_new_tokens:,} tokens and count as wrong; `max_new_tokens` allows more"
             )
         failures = sorted(prepared.failures().items(), key=lambda one: (-one[1], one[0]))
         notes += [
@@ -234,12 +234,12 @@ class DartDifficulty(ItemScorer):
         notes = []
         if over := self._overshot(found):
             notes.append(
-                f"{over:,} of {len(found.items):,} queries have more than {self.until} right responses: their "
-                "sampling went on after the last one that was wanted, so their fail rates are nearly unbiased only"
+                f"{over:,} of {len(found.items):,} queries have more than {self.until} right responses: "
+                "sampling went on after the last one wanted, so their fail rates are nearly unbiased only"
             )
         if found.uneven:
             notes.append(
-                f"{found.subjects:,} subjects answered, not all of them everything equally often: a fail rate "
-                "depends on who answered; `irt` allows for that, or name one with `subject`"
+                f"{found.subjects:,} subjects answered, not all of them everything equally often: a fail "
+                "rate depends on who answered; `irt` allows for that, or name one with `subject`"
             )
         return notes

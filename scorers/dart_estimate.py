@@ -2,9 +2,9 @@
 
 How the sampling stopped matters. After a fixed number n the share k/n is unbiased. After sampling *until* k
 are right (inverse sampling) it is too high, as the last response is right by construction: (k−1)/(n−1) is
-unbiased (Haldane 1945). With a cap on the responses as well, (k−1)/(n−1) where k was reached and j/n where
-the cap came first is (Girshick, Mosteller and Savage 1946: the share of the paths to the point where it stopped
-that begin with a right response).
+unbiased (Haldane 1945). With a cap on the responses as well, the estimate is (k−1)/(n−1) where k was reached
+and j/n where the cap came first (Girshick, Mosteller and Savage 1946: the share of the paths to the point
+where it stopped that begin with a right response).
 """
 
 from __future__ import annotations

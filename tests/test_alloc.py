@@ -95,9 +95,10 @@ def test_members_are_described_and_travel(kind: str) -> None:
     part: Allocation = load(kind, Allocation)
     assert part.kind == kind
     assert load(part.model_dump(mode="json"), Allocation) == part
-    assert part.summary and part.formula and part.paper
+    assert all((part.summary, part.formula, part.paper))
     empty = part.targets(rates())
-    assert empty.dtype == pl.Int64 and empty.is_empty()
+    assert empty.dtype == pl.Int64
+    assert empty.is_empty()
 
 
 # The published sets: queries, responses and mean responses per query, by level of MATH and GSM8K.

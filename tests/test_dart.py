@@ -129,7 +129,8 @@ def test_several_subjects() -> None:
         {"subject": ["m", "m", "n", "n"], "item": ["a", "b", "a", "b"], "correct": [1, 1, 0, 1]}
     )
     even = measure(dart(responses=table), Fitting())
-    assert not even.notes and even.facts["subjects"] == 2
+    assert not even.notes
+    assert even.facts["subjects"] == 2
     assert even.items["dart.fail_rate"].to_list() == [0.5, 0.0]
     one = measure(dart(responses=table, subject="n"), Fitting())
     assert one.items["dart.fail_rate"].to_list() == [1.0, 0.0]
@@ -178,7 +179,7 @@ def test_settings_that_do_not_go_together() -> None:
         {"responses": "a.csv", "until": 3},
         {"counts": "b.csv", "subject": "m"},
     ):
-        with pytest.raises(ValueError, match="dart|goes with|give"):
+        with pytest.raises(ValueError, match=r"goes with|give one"):
             dart(**wrong)
 
 
@@ -188,6 +189,7 @@ def test_it_travels_through_yaml_and_its_digest_follows_the_file(tmp_path: Path)
     part = dart(responses=str(path))
     again = load(yaml.safe_load(yaml.safe_dump(part.model_dump(mode="json"))), Scorer)
     before = part.digest()
-    assert again == part and again.digest() == before
+    assert again == part
+    assert again.digest() == before
     RESPONSES[:4].write_csv(path)
     assert dart(responses=str(path)).digest() != before

@@ -33,9 +33,9 @@ def answers(body: dict[str, Any]) -> str:
 
 @pytest.fixture
 def stub() -> Iterator[ServedStub]:
-    server = ServedStub(name="writer")
-    server.judge = answers
-    yield server
+    with ServedStub(name="writer") as server:
+        server.judge = answers
+        yield server
 
 
 def write_config(folder: Path, stub: ServedStub, **more: Any) -> Path:

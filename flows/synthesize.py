@@ -94,7 +94,8 @@ def notes(facts: Mapping[str, Any], settings: SynthesisSettings) -> list[str]:
     if facts["cut"]:
         found.append(
             f"{facts['cut']:,} of {facts['asked']:,} responses were cut at "
-            f"{settings.generation.max_new_tokens:,} tokens and count as wrong; `generation.max_new_tokens` allows more"
+            f"{settings.generation.max_new_tokens:,} tokens and count as wrong; "
+            "`generation.max_new_tokens` allows more"
         )
     if facts["failed_requests"]:
         found.append(

@@ -122,7 +122,7 @@ def round_robin(rates: dict[str, float], target: int, cap: int, batch: int) -> t
 
 
 def test_against_the_round_robin_of_the_public_code() -> None:
-    # 16,384 completions for 15,000 queries there: about the same share for 300 queries here.
+    # Its batch is 16,384 however few queries there are; with 15,000 of them it overshoots by far less.
     rates = mixed(300)
     queries = [Query(key, 40) for key in rates]
     run(queries, rates, cap=2048)

@@ -41,5 +41,50 @@ def write(rows: list[tuple[str, str, int]], name: str) -> str:
 
 TABLE = write(responses(), "responses")
 OTHER = write(responses()[::2], "other")
-ITEM_SAMPLES: dict[str, list[dict[str, Any]]] = {}
-ITEM_CHANGES: dict[str, dict[str, Any]] = {}
+WEAK = {"slope_prior": {"kind": "log_normal", "sd": 0.5}, "intercept_prior": {"kind": "normal", "sd": 3.0}}
+ASYMPTOTES = {"guessing_prior": {"kind": "beta"}, "upper_prior": {"kind": "beta", "alpha": 17, "beta": 2}}
+
+ITEM_SAMPLES: dict[str, list[dict[str, Any]]] = {
+    "irt": [
+        {"responses": TABLE, **WEAK},
+        {"responses": TABLE, "model": "1pl", "heldout": 0, "standard_errors": "per item"},
+        {"responses": TABLE, "model": "4pl", **WEAK, **ASYMPTOTES, "max_iterations": 50},
+        {"responses": TABLE, "dimensions": 2, "slope_prior": {"kind": "normal"}, "max_iterations": 50},
+    ],
+    "glicko2": [{"responses": TABLE}, {"responses": TABLE, "period": 60, "shuffle": 1}],
+}
+ITEM_CHANGES: dict[str, dict[str, Any]] = {
+    "irt": {
+        "responses": OTHER,
+        "model": "1pl",
+        "dimensions": {"dimensions": 2, "slope_prior": None, "intercept_prior": None},
+        "estimation": {
+            "model": "rasch",
+            "estimation": "conditional",
+            "slope_prior": None,
+            "intercept_prior": None,
+        },
+        "slope_prior": {"slope_prior": {"kind": "log_normal", "sd": 0.4}},
+        "intercept_prior": None,
+        "guessing_prior": {"guessing_prior": {"kind": "beta"}},
+        "upper_prior": {"upper_prior": {"kind": "beta"}},
+        "ability": "map",
+        "standard_errors": "none",
+        "tolerance": 1e-3,
+        "max_iterations": 999,
+        "device": "cpu",
+        "few": 10,
+        "heldout": 0.2,
+        "seed": 1,
+    },
+    "glicko2": {
+        "responses": OTHER,
+        "tau": 0.6,
+        "rating": 1400,
+        "deviation": 300,
+        "volatility": 0.05,
+        "most_deviation": 350,
+        "period": 7,
+        "shuffle": {"period": 7, "shuffle": 3},
+    },
+}

@@ -16,7 +16,7 @@ from karat.code_digest import code_digest
 if TYPE_CHECKING:
     import polars as pl
 
-ITEMS, SUBJECTS, ANSWERS = range(3)
+ITEMS, SUBJECTS, ANSWERS, TEXTS = range(4)
 """Streams of random numbers: more items leave the subjects as they were."""
 
 
@@ -58,6 +58,23 @@ class LeaderboardSettings(BaseModel):
         """Digest of everything that the numbers depend on: settings, code, the library that draws."""
         facts = [self.model_dump(mode="json"), code_digest(LeaderboardSettings), np.__version__]
         return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def load(self) -> pl.DataFrame:
+        """The items as rows: `id`, `prompt`, `completion`, `dataset` and what is true of each.
+
+        The prompts are sums of like length, so that length does not tell the difficulty.
+        """
+        import polars as pl
+
+        items = self.item_table()
+        numbers = self._stream(TEXTS).integers(100, 1000, size=(self.items, 3)).tolist()
+        texts = pl.DataFrame(
+            {
+                "prompt": [f"What is {' + '.join(map(str, row))}?" for row in numbers],
+                "completion": [str(sum(row)) for row in numbers],
+            }
+        )
+        return pl.concat([items.rename({"item": "id"}), texts], how="horizontal")
 
     def item_table(self) -> pl.DataFrame:
         """`item`, `dataset`, `true_difficulty` (b), `true_discrimination` (a)."""

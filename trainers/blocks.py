@@ -63,16 +63,19 @@ def blocks(lm: LanguageModel, rows: pl.DataFrame, max_length: int) -> Blocks:
     flat = pl.Series("input_ids", [part for parts in lists for part in parts], dtype=pl.List(pl.Int32))
     data = datasets.Dataset(table.insert_column(0, flat).to_arrow())
     made = Blocks(data, chosen.height, {k: n for k, n in left_out.items() if n}, int((copies > 1).sum()))
-    return replace(made, **_order(chosen, copies)) if "stage" in chosen.columns else made
+    return _staged(made, chosen, copies) if "stage" in chosen.columns else made
 
 
-def _order(rows: pl.DataFrame, copies: pl.Series) -> dict[str, pl.Series]:
-    """Stage and id of every block."""
+def _staged(made: Blocks, rows: pl.DataFrame, copies: pl.Series) -> Blocks:
+    """With the stage and an id of every block."""
+    import polars as pl
+
     if rows["stage"].null_count():
         first = rows.filter(rows["stage"].is_null())["id"][0]
         raise DataError("has no stage to be trained in", where=f"row {first!r}")
     table = rows.select("stage", "id", number=pl.int_ranges(pl.lit(copies))).explode("number")
-    return {"stages": table["stage"], "ids": table.select(pl.format("{} {}", "number", "id")).to_series()}
+    ids = table.select(pl.format("{} {}", "number", "id")).to_series()
+    return replace(made, stages=table["stage"], ids=ids)
 
 
 def split(ids: Sequence[int], lm: LanguageModel, max_length: int) -> Iterator[list[int]]:

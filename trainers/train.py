@@ -73,7 +73,8 @@ def train_arm(
     """Train one model with an unmodified `transformers.Trainer` and evaluate it on held-out text.
 
     rows: `id`, `text`, `weight` (absent: 1; 0: left out), `group` (absent or all null: none) and, for
-    `order: rank`, `stage`, a number, the smallest first. heldout: `id`, `text`. The static weights act through ReweightCallback, as does the reweighter.
+    `order: rank`, `stage`, a number, the smallest first. heldout: `id`, `text`.
+    The static weights act through ReweightCallback, as does the reweighter.
     Writes model.safetensors with its config and tokenizer into `out_dir`, and metrics.json last; each
     appears whole. The same inputs and seed give the same bytes on one machine with one number of
     threads. The caller's random state and logging level are as before. Raises DataError for rows that

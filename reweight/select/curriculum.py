@@ -46,7 +46,7 @@ class Curriculum(Budgeted):
     shows: ClassVar[str] = "stage"
     summary: ClassVar[str] = "rows in order of difficulty, in stages: easy to hard, hard to easy, a band"
     formula: ClassVar[str] = (
-        "rank by d, -d, or |d - level| <= width; stage = the quantile of the rank among the kept rows or tokens; "
+        "rank by d, -d, or |d - level| <= width; stage = its quantile among the kept rows or tokens; "
         "gaussian: w = exp(-((d - level) / spread)^2 / 2)"
     )
     paper: ClassVar[str] = "Bengio et al., ICML 2009; Wu et al., ICLR 2021, arXiv:2012.03107"

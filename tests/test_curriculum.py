@@ -1,4 +1,4 @@
-"""The selector Curriculum against numbers by hand and a slow reference; difficulty in every other selector."""
+"""The selector Curriculum against numbers by hand and a slow reference; difficulty in all selectors."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_difficulty_as_a_weight() -> None:
         {"kind": "top_k", "by": D, "budget": 2, "weight_by": "irt.difficulty_unit"}, Selector
     ).select(TABLE)
     assert weighted["weight"].to_list() == pytest.approx([10 / 7, 4 / 7, 0, 0])
-    with pytest.raises(ScoreError, match="irt.difficulty is no weight"):
+    with pytest.raises(ScoreError, match=r"irt\.difficulty is no weight"):
         load({"kind": "top_k", "by": D, "budget": 2, "weight_by": D}, Selector).select(TABLE)
 
 

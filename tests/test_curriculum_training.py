@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -137,7 +141,7 @@ def test_a_sampler_from_an_exported_data_set() -> None:
     assert list(curriculum_sampler(data.remove_columns("curriculum.stage"), stages=4)) == [1, 3, 0, 2]
     mappings = [{"rank": rank} for rank in table["rank"]]
     assert list(curriculum_sampler(mappings, stages=4)) == [1, 3, 0, 2]
-    with pytest.raises(DataError, match="no column 'curriculum.stage'.*id"):
+    with pytest.raises(DataError, match=r"no column 'curriculum\.stage'.*id"):
         curriculum_sampler(data.select_columns(["id"]))
     loader = torch.utils.data.DataLoader(
         list(range(4)), sampler=curriculum_sampler(data, stages=4), batch_size=2
@@ -174,7 +178,8 @@ def trainer(folder: Path, n: int = 10, weighted: bool = False, **changes: Any) -
         "rank": list(range(n, 0, -1)),
         "weight": [1.0] * n,
     }
-    options = {"per_device_train_batch_size": 2, "report_to": [], "disable_tqdm": True, "use_cpu": True,
+    options = {"per_device_train_batch_size": 2, "report_to": [],
+               "disable_tqdm": True, "use_cpu": True,
                "save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": not weighted}  # fmt: skip
     seen = Seen()
     made = Trainer(
@@ -237,7 +242,7 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
         made.train()
     made, seen = trainer(tmp_path)
     follow_curriculum(follow_curriculum(made, stages=1), stages=10).train()
-    assert seen.rows[:10] == [*range(9, -1, -1)]
+    assert seen.rows[:6] == [9, 9, 9, 8, 8, 8]
 
 
 # --- arms
@@ -369,10 +374,12 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_run_in_order(run_folder: Path) -> None:
-    from karat.config import from_yaml
-    from karat.flows.run import pipeline
-
-    done = pipeline(from_yaml(RUN, name="ordered"))
+    (run_folder / "ordered.yaml").write_text(RUN)
+    environment = {**os.environ, "PREFECT_HOME": str(run_folder / "prefect")}
+    command = [sys.executable, "-m", "karat", "run", "ordered.yaml"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    done = json.loads((run_folder / "runs" / "ordered" / "run.json").read_text())
     frame = pl.read_parquet(run_folder / "runs" / "ordered" / "dataset" / "*.parquet")
     assert sorted(frame["rank"]) == list(range(1, 9))
     assert Counter(frame["curriculum.stage"]) == {1: 4, 2: 4}

@@ -178,9 +178,15 @@ def trainer(folder: Path, n: int = 10, weighted: bool = False, **changes: Any) -
         "rank": list(range(n, 0, -1)),
         "weight": [1.0] * n,
     }
-    options = {"per_device_train_batch_size": 2, "report_to": [],
-               "disable_tqdm": True, "use_cpu": True,
-               "save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": not weighted}  # fmt: skip
+    options = {
+        "per_device_train_batch_size": 2,
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "remove_unused_columns": not weighted,
+    }
     seen = Seen()
     made = Trainer(
         model=model,
@@ -243,6 +249,45 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path) -> None:
     made, seen = trainer(tmp_path)
     follow_curriculum(follow_curriculum(made, stages=1), stages=10).train()
     assert seen.rows[:6] == [9, 9, 9, 8, 8, 8]
+
+
+RANK_SCRIPT = """
+import importlib.util, json, os, pathlib, sys
+spec = importlib.util.spec_from_file_location("curriculum_training", sys.argv[1])
+base = importlib.util.module_from_spec(spec)
+sys.modules["curriculum_training"] = base
+spec.loader.exec_module(base)
+from karat.trainers import follow_curriculum
+world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+folder = pathlib.Path(sys.argv[2], str(world))
+options = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": 1,
+           "per_device_train_batch_size": 4 // world, "ddp_backend": "gloo" if world > 1 else None}
+out = []
+for resume in (None, folder / "checkpoint-5"):
+    made, seen = base.trainer(folder, 12, **options)
+    follow_curriculum(made, stages=3, pacing=sys.argv[3], seed=4)
+    made.train(resume_from_checkpoint=resume and str(resume))
+    out.append(seen.rows)
+pathlib.Path(sys.argv[2], f"seen-{world}-{rank}.json").write_text(json.dumps(out))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pacing", ["once", "every_epoch"])
+def test_two_ranks_share_the_order_of_one(tmp_path: Path, pacing: str) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(RANK_SCRIPT)
+    arguments = [str(script), __file__, str(tmp_path), pacing]
+    subprocess.run([sys.executable, *arguments], check=True, timeout=300)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29733"]
+    subprocess.run([*launch, *arguments], check=True, timeout=300)
+    one, *two = (json.loads((tmp_path / f"seen-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    for alone, first, second in zip(one, *two, strict=True):
+        assert len(first) == len(second) == len(alone) // 2
+        for step in range(len(alone) // 4):
+            shared = [*first[2 * step : 2 * step + 2], *second[2 * step : 2 * step + 2]]
+            assert shared == alone[4 * step : 4 * step + 4]
+    assert one[0][20:] == one[1]
 
 
 # --- arms

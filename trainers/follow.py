@@ -32,7 +32,8 @@ def follow_curriculum(
     Its `epochs` are set from the arguments when training begins, so that the stages fill the whole training.
     Works with gradient accumulation, several ranks, resuming and subclasses such as TRL's; a loader that
     does not use the sampler is refused before the first step. Raises DataError where the order cannot hold:
-    packing, streams, another number of rows, `train_sampling_strategy` other than "random".
+    streams, another number of rows, rows that lost their columns (packed ones), and a
+    `train_sampling_strategy` other than "random".
     """
     found: Any = trainer
     rows = found.train_dataset

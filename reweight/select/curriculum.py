@@ -145,7 +145,7 @@ class Curriculum(Budgeted):
 
     def _distance(self, values: pl.Series) -> pl.Series:
         if self.direction != "band":
-            return values + 0  # -0.0 becomes 0.0
+            return values
         return (values.cast(pl.Float64) - self.level).abs()
 
     def _inside(self, values: pl.Series) -> pl.Series:

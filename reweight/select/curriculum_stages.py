@@ -26,8 +26,7 @@ def kept_stages(costs: NDArray[np.int64], stages: int) -> NDArray[np.float64]:
     if not share.any():  # rows without a token
         share = np.ones(len(costs))
     middle = (np.cumsum(share) - share / 2) / share.sum()
-    count = min(stages, len(costs))
-    return _numbered(np.minimum(np.floor(middle * count), count - 1))
+    return _numbered(np.minimum(np.floor(middle * stages), stages - 1))
 
 
 def rank_stages(rank: pl.Series, stages: int) -> pl.Series:

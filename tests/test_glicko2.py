@@ -307,3 +307,12 @@ def test_without_responses_it_says_what_it_needs() -> None:
         measure(Glicko2(), Fitting())
     with pytest.raises(KaratError, match="there are no responses"):
         measure(Glicko2(responses=many(3).clear()), Fitting())  # type: ignore[arg-type]
+
+
+def test_games_as_numbers_are_sorted_as_games_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = many(500)
+    fast = Glicko2().fit(table)
+    far = table.with_columns(time=pl.col("time") + pl.when(pl.int_range(500) == 7).then(1 << 60).otherwise(0))
+    assert Glicko2(most_deviation=350).fit(far).players["games"].sum() == 1000
+    monkeypatch.setattr("karat.scorers.glicko2.rating._as_numbers", lambda *_: None)
+    assert Glicko2().fit(table).players.equals(fast.players)

@@ -56,8 +56,9 @@ def link(fits: Mapping[str, object], to: str, *, slope: Slope = "auto") -> pl.Da
     fits: a fit of `Irt` (one ability) or of `Glicko2` for each dataset, all of one kind, whose subjects have
     the same ids where they are the same. A and B are estimated from the subjects shared with `to`, errors in
     both abilities counted (`karat.scorers.difficulty.lines.fitted`); posterior means are taken back to what
-    the responses say without the prior. slope: "free" estimates A; "one" fixes A = 1; "auto" fixes it for
-    Glicko-2 and the conditional Rasch fit, whose units are fixed, and frees it otherwise.
+    the responses say without the prior (of maximum likelihood fits, subjects at a bound are left out, which
+    narrows the spread in short tests: prefer ability: eap). slope: "free" estimates A; "one" fixes A = 1;
+    "auto" fixes it for Glicko-2 and the conditional Rasch fit, whose units are fixed, and frees it otherwise.
 
     Returns dataset, item, difficulty, difficulty_se, discrimination (null for ratings), and over all
     datasets together difficulty_quantile, difficulty_quantile_se, difficulty_unit, difficulty_unit_se, in the

@@ -19,6 +19,8 @@ from karat.flows.tasks import as_finished, plain
 from karat.inputs import Inputs
 from karat.progress import current
 from karat.record import MODEL, Record, versions
+from karat.reweight.select.columns import measurement
+from karat.reweight.select.curriculum_stages import STAGE, STAGES, rank_stages, strata
 from karat.reweight.select.matched import matched_control
 from karat.score_engine import cores
 from karat.store import Store, keep, key_of, write_json, write_parquet
@@ -32,6 +34,7 @@ LABELS = {
     "selection": "selection",
     "tokens": "random rows",
     "tokens+group": "random rows, same groups",
+    "shuffled": "same rows, shuffled",
 }
 
 
@@ -42,6 +45,8 @@ class Arm:
     name: str
     seed: int
     rows: pl.DataFrame
+    ordered: bool = False
+    """Whether its rows have a stage and are trained on in that order."""
 
     def label(self) -> str:
         """What a person calls it."""
@@ -86,8 +91,9 @@ def train_stage(
     assert inputs.heldout is not None  # noqa: S101 - Config has checked it
     heldout = keep(inputs.heldout, store.reference(inputs.heldout))
     planned = arms(settings, selection, inputs.view, config.seed)
-    digest = settings.digest(seeds=[], controls=[])
-    folders = [_prepare(arm, settings, digest, heldout, store) for arm in planned]
+    ways = {True: settings, False: settings.shuffled()}
+    digests = {ordered: way.digest(seeds=[], controls=[]) for ordered, way in ways.items()}
+    folders = [_prepare(arm, ways[arm.ordered], digests[arm.ordered], heldout, store) for arm in planned]
     missing = [(arm, folder) for arm, folder in zip(planned, folders, strict=True) if not _done(folder)]
     with record.stage("train") as timing:
         timing.computed = bool(missing)
@@ -122,12 +128,29 @@ def arms(settings: TrainSettings, selection: pl.DataFrame, view: pl.DataFrame, s
     for number in settings.seeds:
         weights = {"selection": selection}
         for control in settings.controls:
+            if control == "shuffled":
+                weights[control] = selection
+                continue
             drawn = matched_control(selection, selection, match=control.split("+"), seed=seed + number)
             weights[control] = drawn.select(selection)
         for name, weighted in weights.items():
-            rows = text.with_columns(weighted["weight"]).filter(pl.col("weight") > 0)
-            planned.append(Arm(name, number, rows))
+            ordered = settings.order == "rank" and name == "selection"
+            rows = text.with_columns(weighted["weight"], *([_order(settings, selection)] if ordered else []))
+            rows = rows.filter(pl.col("weight") > 0)
+            if settings.groups is not None:
+                scores = measurement(selection, settings.groups.by).filter(weighted["weight"] > 0)
+                rows = rows.with_columns(strata(scores, settings.groups.bins).alias("group"))
+            planned.append(Arm(name, number, rows, ordered))
     return planned
+
+
+def _order(settings: TrainSettings, selection: pl.DataFrame) -> pl.Series:
+    """Stage of every kept row, null for the others."""
+    if settings.stages is None and STAGE in selection.columns:
+        return selection[STAGE].cast(pl.UInt32).alias("stage")
+    kept = (selection["weight"] > 0).arg_true()
+    stage = pl.Series("stage", [None], dtype=pl.UInt32).new_from_index(0, selection.height)
+    return stage.scatter(kept, rank_stages(selection["rank"][kept], settings.stages or STAGES))
 
 
 def _prepare(arm: Arm, settings: TrainSettings, digest: str, heldout: Path, store: Store) -> Path:

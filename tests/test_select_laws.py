@@ -14,6 +14,7 @@ from karat.errors import SelectionError
 from karat.parts import Selector
 from karat.registry import load, members
 from karat.reweight.select.budgeted import Budgeted
+from karat.reweight.select.curriculum import Curriculum
 from karat.reweight.select.deita_diverse import DeitaDiverse
 from karat.reweight.select.facility_location import FacilityLocation
 from karat.reweight.select.gumbel_top_k import GumbelTopK
@@ -49,11 +50,16 @@ PARTS: list[Selector] = [
     VoteK(vectors="v", k=1, rho=1.5, budget="60% tokens", quota="80%"),
     Topsis(columns={"x": "max", "w": "min"}, budget="40%"),
     Topsis(columns={"x": "min"}, weights={"x": 2}, budget="50% tokens", quota="70%", weight_by="w"),
+    Curriculum(by="x", stages=3),
+    Curriculum(by="x", direction="hard_to_easy", unscored="last", budget="60%", weight_by="w"),
+    Curriculum(by="x", direction="band", level=0.25, width=0.75, stage_by="tokens", quota="70%"),
+    Curriculum(by="x", direction="band", level=0, weights="gaussian", spread=0.5, budget="50% tokens"),
 ]
 EVERY = pytest.mark.parametrize("part", PARTS, ids=lambda part: json.dumps(part.model_dump(mode="json"))[:60])
 
 LIMITED: dict[str, dict[str, Any]] = {
     "top_k": {"by": "x"},
+    "curriculum": {"by": "x", "direction": "hard_to_easy"},
     "random": {},
     "gumbel_top_k": {"by": "x"},
     "deita_diverse": {"by": "x", "vectors": "v", "threshold": 0.6},
@@ -156,6 +162,9 @@ def test_the_order_of_the_rows_changes_nothing(part: Selector, scores: pl.DataFr
         KCenter(vectors="v", budget=1),
         VoteK(vectors="v", k=2, budget=1),
         Topsis(columns={"x": "max", "w": "min"}, budget=1),
+        Curriculum(by="x", budget=1),
+        Curriculum(by="x", direction="band", level=0, width=1, budget=1, quota={"u": "2 rows"}),
+        Curriculum(by="x", direction="hard_to_easy", unscored="last", budget=1, floor={"v": "1 row"}),
     ],
     ids=lambda part: part if isinstance(part, str) else json.dumps(part.model_dump(mode="json"))[:90],
 )

@@ -13,5 +13,16 @@ from karat.lazy import lazy_members
 
 if TYPE_CHECKING:
     from karat.trainers.callback import ReweightCallback as ReweightCallback
+    from karat.trainers.curriculum import CurriculumSampler as CurriculumSampler
+    from karat.trainers.curriculum import curriculum_sampler as curriculum_sampler
+    from karat.trainers.follow import follow_curriculum as follow_curriculum
 
-__getattr__ = lazy_members(__name__, {"ReweightCallback": "karat.trainers.callback:ReweightCallback"})
+__getattr__ = lazy_members(
+    __name__,
+    {
+        "CurriculumSampler": "karat.trainers.curriculum:CurriculumSampler",
+        "ReweightCallback": "karat.trainers.callback:ReweightCallback",
+        "curriculum_sampler": "karat.trainers.curriculum:curriculum_sampler",
+        "follow_curriculum": "karat.trainers.follow:follow_curriculum",
+    },
+)

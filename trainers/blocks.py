@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from karat.errors import DataError
@@ -27,14 +27,18 @@ class Blocks:
     """Rows that do not train, by reason."""
     split: int
     """Rows longer than one block."""
+    stages: pl.Series | None = None
+    """Stage of every block, where rows have one."""
+    ids: pl.Series | None = None
+    """The number of the block in its row, a space, and the row's id, beside `stages`."""
 
 
 def blocks(lm: LanguageModel, rows: pl.DataFrame, max_length: int) -> Blocks:
     """Split BOS + text + EOS of each row into blocks of `max_length` tokens; the row's weight goes with each.
 
     Neighbouring blocks share one token, so that every token of a row is predicted once in an epoch and
-    nothing is cut off. rows: `text`, and optionally `weight` (absent: 1) and `group`. Raises DataError
-    where no row is left, or some rows have a group and some have none.
+    nothing is cut off. rows: `text`, and optionally `weight` (absent: 1), `group`, and `stage` with `id`.
+    Raises DataError where no row is left, or some rows have a group (a stage) and some have none.
     """
     import datasets
     import polars as pl
@@ -58,7 +62,20 @@ def blocks(lm: LanguageModel, rows: pl.DataFrame, max_length: int) -> Blocks:
     table = columns.select(pl.all().repeat_by(copies).explode(empty_as_null=True))
     flat = pl.Series("input_ids", [part for parts in lists for part in parts], dtype=pl.List(pl.Int32))
     data = datasets.Dataset(table.insert_column(0, flat).to_arrow())
-    return Blocks(data, chosen.height, {k: n for k, n in left_out.items() if n}, int((copies > 1).sum()))
+    made = Blocks(data, chosen.height, {k: n for k, n in left_out.items() if n}, int((copies > 1).sum()))
+    return _staged(made, chosen, copies) if "stage" in chosen.columns else made
+
+
+def _staged(made: Blocks, rows: pl.DataFrame, copies: pl.Series) -> Blocks:
+    """With the stage and an id of every block."""
+    import polars as pl
+
+    if rows["stage"].null_count():
+        first = rows.filter(rows["stage"].is_null())["id"][0]
+        raise DataError("has no stage to be trained in", where=f"row {first!r}")
+    table = rows.select("stage", "id", number=pl.int_ranges(pl.lit(copies))).explode("number")
+    ids = table.select(pl.format("{} {}", "number", "id")).to_series()
+    return replace(made, stages=table["stage"], ids=ids)
 
 
 def split(ids: Sequence[int], lm: LanguageModel, max_length: int) -> Iterator[list[int]]:

@@ -16,6 +16,23 @@ TINY_RATE = 4e-3
 PRETRAINED_RATE = 2e-5
 
 
+class Strata(BaseModel):
+    """Groups of training rows made from a score: parts of equal size by its quantiles, equal scores together.
+
+    Each arm is cut by its own rows, so that every arm has groups of the same sizes. Rows without the score
+    are a group of their own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: str = Field(min_length=1)
+    """Score column, such as irt.difficulty."""
+    bins: int = Field(default=4, ge=2, le=1000)
+    """How many groups."""
+    replace: bool = False
+    """Says that these are meant where the data has groups as well."""
+
+
 class TrainSettings(BaseModel):
     """Train a causal language model on the selection, and the same model on each control.
 
@@ -42,8 +59,17 @@ class TrainSettings(BaseModel):
     """At most this many held-out rows, drawn by the hash of their id; None: all of them."""
     reweighter: AnyReweighter | None = None
     """Adapts the weights to the losses, in every arm alike, so that the arms differ in their rows alone."""
-    controls: tuple[Literal["tokens", "tokens+group"], ...] = ("tokens",)
-    """Random selections of the same size in tokens, or in tokens of each group."""
+    controls: tuple[Literal["tokens", "tokens+group", "shuffled"], ...] = ("tokens",)
+    """Random selections of the same size in tokens, or in tokens of each group; "shuffled": the selection
+    itself without its order, for `order: rank`. All controls are shuffled."""
+    order: Literal["shuffled", "rank"] = "shuffled"
+    """Whether the selection's rows are drawn at random or stage by stage, shuffled inside a stage."""
+    pacing: Literal["once", "cumulative", "every_epoch"] = "once"
+    """order rank: how stages fill the training, see karat.trainers.CurriculumSampler."""
+    stages: PositiveInt | None = None
+    """order rank: cut the rank into so many; None: the selection's own (`curriculum.stage`), or else 4."""
+    groups: Strata | None = None
+    """Groups for the reweighter by the quantile of a score, such as {by: irt.difficulty, bins: 4}."""
     use_weights: bool = True
     """Whether the selection's weights reach the loss, or only its choice of rows counts."""
 
@@ -57,6 +83,24 @@ class TrainSettings(BaseModel):
         if not all(0 <= seed < 2**32 for seed in self.seeds):
             raise ValueError("seeds: from 0 to 4294967295")
         return self
+
+    @model_validator(mode="after")
+    def _is_used(self) -> Self:
+        if self.order == "shuffled":
+            fields = type(self).model_fields
+            given = [name for name in ("pacing", "stages") if getattr(self, name) != fields[name].default]
+            if given:
+                raise ValueError(f"{given[0]}: is for `order: rank`; the order is shuffled")
+            if "shuffled" in self.controls:
+                raise ValueError("controls: shuffled is the selection without its order, for `order: rank`")
+        if self.groups is not None and (self.reweighter is None or not self.reweighter.needs_groups()):
+            kind = "there is none" if self.reweighter is None else f"{self.reweighter.kind} does not"
+            raise ValueError(f"groups: need a reweighter that reads them, such as group_dro; {kind}")
+        return self
+
+    def shuffled(self) -> TrainSettings:
+        """The same training without an order."""
+        return self.model_copy(update={"order": "shuffled", "pacing": "once", "stages": None})
 
     def missing_folder(self) -> bool:
         """Whether `model` can only be a folder, and there is none."""

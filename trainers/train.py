@@ -72,8 +72,9 @@ def train_arm(
 ) -> ArmResult:
     """Train one model with an unmodified `transformers.Trainer` and evaluate it on held-out text.
 
-    rows: `id`, `text`, `weight` (absent: 1; 0: left out) and `group` (absent or all null: none).
-    heldout: `id`, `text`. The static weights act through ReweightCallback, as does the reweighter.
+    rows: `id`, `text`, `weight` (absent: 1; 0: left out), `group` (absent or all null: none) and, for
+    `order: rank`, `stage`, a number, the smallest first. heldout: `id`, `text`.
+    The static weights act through ReweightCallback, as does the reweighter.
     Writes model.safetensors with its config and tokenizer into `out_dir`, and metrics.json last; each
     appears whole. The same inputs and seed give the same bytes on one machine with one number of
     threads. The caller's random state and logging level are as before. Raises DataError for rows that
@@ -91,6 +92,8 @@ def train_arm(
         lm = language_model(settings.model, settings.max_length)
         held = HeldOut.encode(lm, texts)
         data = blocks(lm, rows, settings.max_length)
+        if settings.order == "rank" and data.stages is None:
+            raise DataError("train.order is rank, and the rows have no stage", hint="add a column `stage`")
         with tempfile.TemporaryDirectory(
             prefix=".partial-", suffix=f".{os.getpid()}.tmp", dir=out
         ) as partial:
@@ -155,6 +158,12 @@ def _trainer(
         callbacks=[weighted, watch],
     )
     trainer.remove_callback(PrinterCallback)
+    if settings.order == "rank" and data.stages is not None:
+        from karat.trainers.curriculum import CurriculumSampler
+        from karat.trainers.follow import follow_curriculum
+
+        order = CurriculumSampler(data.stages, ids=data.ids, pacing=settings.pacing, seed=seed)
+        follow_curriculum(trainer, order)
     return trainer, watch
 
 

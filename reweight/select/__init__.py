@@ -13,6 +13,7 @@ from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
     from karat.reweight.select.budget import Budget as Budget
+    from karat.reweight.select.curriculum import Curriculum as Curriculum
     from karat.reweight.select.deita_diverse import DeitaDiverse as DeitaDiverse
     from karat.reweight.select.facility_location import FacilityLocation as FacilityLocation
     from karat.reweight.select.gumbel_top_k import GumbelTopK as GumbelTopK
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from karat.reweight.select.vote_k import VoteK as VoteK
 
 MEMBERS = {
+    "curriculum": "karat.reweight.select.curriculum:Curriculum",
     "deita_diverse": "karat.reweight.select.deita_diverse:DeitaDiverse",
     "facility_location": "karat.reweight.select.facility_location:FacilityLocation",
     "gumbel_top_k": "karat.reweight.select.gumbel_top_k:GumbelTopK",

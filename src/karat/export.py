@@ -13,19 +13,19 @@ from karat.store import replacing_folder, write_parquet
 def exported(
     original: pl.DataFrame, selection: pl.DataFrame, id_column: str | None, *, vectors: bool = False
 ) -> pl.DataFrame:
-    """Rows of positive weight: the user's columns with their types, then `id`, `weight` and the scores.
+    """Rows of positive weight: the user's columns with their types, then `id`, `weight`, `rank` and scores.
 
     `original` and `selection` are in the same order. `id_column` is the user's own id column; where there
-    is none, the generated `id` is added. A column of the user's that is called `weight` or like a score
-    keeps its values as `original_<name>` (`original_<name>_2` where that is taken as well). Scores that are
-    vectors are left out unless `vectors` asks for them: they may be larger than all else together.
+    is none, the generated `id` is added. A column of the user's that is called `weight`, `rank` or like a
+    score keeps its values as `original_<name>` (`original_<name>_2` where that is taken as well). Scores that
+    are vectors are left out unless `vectors` asks for them: they may be larger than all else together.
     """
     if original.height != selection.height:
         raise DataError(f"{original.height} rows were read, but {selection.height} are in the selection")
     added = [
         name
         for name, dtype in selection.schema.items()
-        if name not in ("id", "reason", "rank", "group") and (vectors or not dtype.is_nested())
+        if name not in ("id", "reason", "group") and (vectors or not dtype.is_nested())
     ]
     if id_column is None:
         added = ["id", *added]

@@ -164,13 +164,35 @@ def _check_training(loaded: Loaded, view: pl.DataFrame) -> None:
         raise loaded.error(
             ("train", "model"), f"there is no folder {train.model!r}", '"tiny", a folder, or a Hub id'
         )
+    if train.groups is not None:
+        _check_strata(loaded, view)
     if view["group"].null_count() < view.height:
         return
     grouped = "name a column: `data: {columns: {group: ...}}`"
-    if train.reweighter is not None and train.reweighter.needs_groups():
+    if train.groups is None and train.reweighter is not None and train.reweighter.needs_groups():
         raise loaded.error(("train", "reweighter"), f"{train.reweighter.kind} needs groups", grouped)
     if any("group" in control for control in train.controls):
         raise loaded.error(("train", "controls"), "a control matched on groups needs groups", grouped)
+
+
+def _check_strata(loaded: Loaded, view: pl.DataFrame) -> None:
+    """Groups by the quantile of a score: the score is there, and no other groups are meant."""
+    config = loaded.config
+    groups = config.train.groups
+    known = {name: dtype for scorer in config.scorers for name, dtype in scorer.columns().items()}
+    if groups.by not in known:
+        problem, hint = f"no scorer writes the column {groups.by!r}", closest(groups.by, list(known))
+        raise loaded.error(("train", "groups", "by"), problem, hint)
+    if not known[groups.by].is_numeric():
+        raise loaded.error(("train", "groups", "by"), f"{groups.by} is {known[groups.by]}, not a number")
+    if view["group"].null_count() < view.height and not groups.replace:
+        raise loaded.error(
+            ("train", "groups"),
+            f"the data has groups of its own, and groups by {groups.by} are asked for: a reweighter can "
+            "follow one of them",
+            "leave one out, or say `replace: true` here if these are meant (quotas and controls keep those "
+            "of the data)",
+        )
 
 
 def selection_key(loaded: Loaded, error: SelectionError) -> Loc:

@@ -17,6 +17,7 @@ from karat.flows.model import keep_model
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
+from karat.flows.synthesize import synthesize_stage
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, check_folders, gather, run_key
 from karat.length_correlation import length_correlations
@@ -65,12 +66,13 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
     table = score_stage(loaded, inputs, store, record)
     selection = select_stage(config, table, record)
     export_stage(config, inputs, selection, record)
+    synthesis = synthesize_stage(config, inputs, selection, store, record)
     training = None
     if config.train is not None:
         training = train_stage(config, inputs, selection, store, record)
     else:
         keep_model(None, config.out / MODEL)
-    done = _facts(config, inputs, selection, training, record)
+    done = _facts(config, inputs, selection, training, record) | {"synthesis": synthesis}
     with record.stage("report"):
         # The report reads run.json; without a key it is the record of an unfinished run.
         write_record(config.out, done | finished(config.out, record))

@@ -13,6 +13,7 @@ from karat.lazy import by_class_name, lazy_members
 
 if TYPE_CHECKING:
     from karat.scorers.cross_entropy_difference import CrossEntropyDifference as CrossEntropyDifference
+    from karat.scorers.dart import DartDifficulty as DartDifficulty
     from karat.scorers.deita import Deita as Deita
     from karat.scorers.deita_complexity import DeitaComplexity as DeitaComplexity
     from karat.scorers.deita_quality import DeitaQuality as DeitaQuality
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from karat.scorers.zip_fit import ZipFit as ZipFit
 
 MEMBERS = {
+    "dart": "karat.scorers.dart:DartDifficulty",
     "deita": "karat.scorers.deita:Deita",
     "deita_complexity": "karat.scorers.deita_complexity:DeitaComplexity",
     "deita_quality": "karat.scorers.deita_quality:DeitaQuality",

@@ -24,6 +24,7 @@ from karat.registry import load
 from karat.rows import VIEW
 from karat.score_engine import score_view
 from karat.scorers import MEMBERS
+from karat.scorers.dart import DartDifficulty
 from karat.scorers.length import Length
 from karat.scorers.model.source import ModelScorer
 
@@ -56,9 +57,17 @@ MODEL_CHANGES: dict[str, Any] = {
 JUDGE = ServedStub(name="judge")
 JUDGE.judge = lambda body: json.dumps({"score": 1 + len(body["messages"][1]["content"]) % 40 / 10})
 ASKS_JUDGE: dict[str, Any] = {"model": "judge", "server": JUDGE.url, "revision": "1"}
+# One row is a question and its answer; two short responses are sampled and judged by that answer.
+SAMPLED: dict[str, Any] = {
+    "model": {"model": tiny_model("llama")},
+    "generation": {"max_new_tokens": 2, "batch_size": 1},
+    "verifier": "exact",
+    "samples": 2,
+}
 # How to make each member: settings to try, and for every setting a value that differs from the default.
 SAMPLES: dict[str, list[dict[str, Any]]] = {
     "cross_entropy_difference": [{}, {"level": "words", "order": 2}, {"general": "pool", "order": 3}],
+    "dart": [SAMPLED, {**SAMPLED, "samples": 3, "generation": {"max_new_tokens": 1, "temperature": 0.5}}],
     "deita": [
         {"complexity": "length.tokens", "quality": "length.bytes"},
         {"complexity": "length.tokens", "quality": "length.bytes", "turns": "mean"},
@@ -104,6 +113,11 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"aggregate": "contrast", "compressor": "lz4"},
     ],
 }
+_ANSWERED: dict[str, Any] = {
+    "model": None,
+    "verifier": None,
+    "responses": {"table": pl.DataFrame({"subject": ["m"], "item": ["a"], "correct": [1]})},
+}
 CHANGES: dict[str, dict[str, Any]] = {
     "cross_entropy_difference": {
         "level": "words",
@@ -111,6 +125,13 @@ CHANGES: dict[str, dict[str, Any]] = {
         "general": "pool",
         "seed": 1,
         "leave_one_out": False,
+    },
+    "dart": {
+        "subject": _ANSWERED | {"subject": "m"},
+        "sampling": _ANSWERED | {"sampling": "inverse"},
+        "until": _ANSWERED | {"sampling": "inverse", "until": 2},
+        "level": 0.9,
+        "samples": 1,
     },
     "deita": {"complexity": "length.characters", "quality": "length.tokens", "turns": "mean"},
     "deita_complexity": {**MODEL_CHANGES, "turns": "mean"},
@@ -259,6 +280,8 @@ def test_the_output_is_as_declared(scorer: Scorer) -> None:
         assert column.startswith(f"{scorer.kind}.")
         # A model has nothing to predict in an empty text.
         lacking = [not text if isinstance(scorer, ModelScorer) else text is None for text in TEXTS]
+        if isinstance(scorer, DartDifficulty):  # and blanks are no reference answer
+            lacking = [not (text or "").strip() for text in TEXTS]
         assert table[column].is_null().to_list() == lacking
 
 

@@ -12,12 +12,14 @@ from pydantic_core import PydanticCustomError
 
 from karat.config_errors import explained
 from karat.deriving import derived_scorers, source_problem
-from karat.errors import ConfigError, KaratError
+from karat.errors import ConfigError, KaratError, closest
 from karat.parts import DerivedScorer, Scorer
 from karat.registry import AnyScorer, AnySelector
 from karat.rows import DataSpec
 from karat.yaml_lines import Document, Loc, override, parse_yaml, read_yaml
 
+RESPONSES = "responses"
+"""Folder of the store that holds responses of models, one by one."""
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
 
@@ -28,6 +30,16 @@ def _train_settings(value: Any) -> Any:
         return value
     # The core may not import trainers; the settings' own class does the checking.
     settings = importlib.import_module("karat.trainers.settings").TrainSettings
+    return settings.model_validate(value)
+
+
+def _synthesis_settings(value: Any) -> Any:
+    if value is not None and not isinstance(value, dict | BaseModel):
+        raise PydanticCustomError("mapping", "must be a mapping of keys")
+    if not isinstance(value, dict):
+        return value
+    # The core may not import scorers; the settings' own class does the checking.
+    settings = importlib.import_module("karat.scorers.synthesis_settings").SynthesisSettings
     return settings.model_validate(value)
 
 
@@ -87,6 +99,9 @@ class Config(BaseModel):
     scorers: tuple[AnyScorer, ...] = Field(min_length=1)
     select: AnySelector
     export: ExportSettings = ExportSettings()
+    synthesize: Annotated[Any, BeforeValidator(_synthesis_settings)] = Field(
+        None, description="write right responses to the selected rows' prompts"
+    )
     train: Annotated[Any, BeforeValidator(_train_settings)] = None
 
     @model_validator(mode="after")
@@ -107,6 +122,7 @@ class Config(BaseModel):
                     )
                 written[column] = scorer.kind
         self._sources_exist()
+        self._difficulty_exists()
         if isinstance(self.evaluate, float) and self.reference is None:
             raise PydanticCustomError(
                 "evaluate", "a share needs `reference`, which it is a share of", {"at": ("evaluate",)}
@@ -129,6 +145,19 @@ class Config(BaseModel):
                 at = ("scorers", self.scorers.index(scorer), *named[:1])
                 raise PydanticCustomError("source", "{problem}", {"problem": problem[1], "at": at})
             written |= scorer.columns()
+
+    def _difficulty_exists(self) -> None:
+        column = None if self.synthesize is None else self.synthesize.difficulty
+        if column is not None and column not in self.score_columns():
+            raise PydanticCustomError(
+                "difficulty",
+                "no scorer writes the column {column}; {hint}",
+                {
+                    "column": repr(column),
+                    "hint": closest(column, self.score_columns()),
+                    "at": ("synthesize", "difficulty"),
+                },
+            )
 
     def score_columns(self) -> list[str]:
         """The columns that the scorers write, in order."""
@@ -171,7 +200,18 @@ def from_document(document: Document, default_name: str) -> Loaded:
         config = Config.model_validate(data)
     except ValidationError as error:
         raise explained(error, document) from None
-    return Loaded(config, document)
+    return Loaded(_keeping_responses(config), document)
+
+
+def _keeping_responses(config: Config) -> Config:
+    """Scorers that sample responses keep them in the store, unless they name a folder."""
+    kept = tuple(
+        scorer.model_copy(update={"ledger": config.store / RESPONSES})
+        if "ledger" in type(scorer).model_fields and getattr(scorer, "ledger", None) is None
+        else scorer
+        for scorer in config.scorers
+    )
+    return config.model_copy(update={"scorers": kept})
 
 
 def _folder(document: Document, key: str, value: Any) -> Any:

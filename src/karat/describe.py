@@ -117,7 +117,7 @@ def _words(annotation: Any) -> str:
 def _value(default: Any) -> str:
     if default is None or isinstance(default, bool):
         return {None: "null", True: "true", False: "false"}[default]
-    return str(default)
+    return "its defaults" if isinstance(default, BaseModel) else str(default)
 
 
 def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:
@@ -139,6 +139,11 @@ def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:
         return data_keys(kind, nested=loc[-1] == "columns")
     if head == "train" and len(loc) == 1:
         return list(importlib.import_module("karat.trainers.settings").TrainSettings.model_fields)
+    if head == "synthesize" and len(loc) == 1:
+        settings = importlib.import_module("karat.scorers.synthesis_settings").SynthesisSettings
+        return list(settings.model_fields)
+    if loc[-1] == "generation":
+        return list(importlib.import_module("karat.scorers.generation.settings").Generation.model_fields)
     if loc[-1] == "server":
         return list(importlib.import_module("karat.scorers.server.settings").Server.model_fields)
     if loc[-1] == "embedder":
@@ -147,7 +152,9 @@ def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:
             return ["kind", *embedder_class(kind).model_fields]
         except PydanticCustomError:
             return []
-    contract = {"scorers": Scorer, "select": Selector, "train": Reweighter}.get(str(head))
+    nested: dict[str, type[Part]] = {"verifier": Verifier, "allocation": Allocation}
+    heads: dict[str, type[Part]] = {"scorers": Scorer, "select": Selector, "train": Reweighter}
+    contract = nested.get(str(loc[-1])) or heads.get(str(head))
     if contract is None or not isinstance(kind, str):
         return []
     try:

@@ -129,6 +129,11 @@ def check_scorers(loaded: Loaded) -> None:
             scorer.digest()
         except KaratError as error:
             raise loaded.error(("scorers", number), error.problem, error.hint) from None
+    if loaded.config.synthesize is not None:
+        try:
+            loaded.config.synthesize.digest()
+        except KaratError as error:
+            raise loaded.error(("synthesize",), error.problem, error.hint) from None
 
 
 def check_tokens(loaded: Loaded, inputs: Inputs, lengths: pl.DataFrame) -> None:
@@ -216,4 +221,6 @@ def run_key(config: Config) -> str:
     code = modules_digest(
         "karat.selecting", "karat.deriving", "karat.export", "karat.alarms", "karat.report.page"
     )
-    return key_of("run", config.name, keys, config.seed, parts, train, config.export.model_dump(), code)
+    synthesis = None if config.synthesize is None else config.synthesize.digest()
+    facts = (config.name, keys, config.seed, parts, train, synthesis, config.export.model_dump(), code)
+    return key_of("run", *facts)

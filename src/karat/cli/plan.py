@@ -107,6 +107,8 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
     chosen = config.select.model_dump(mode="json", exclude_defaults=True)
     steps.append(Step("select", ", ".join(f"{key} {value}" for key, value in chosen.items()), 0.1))
     steps.append(Step("export", "dataset/, selection.parquet", 0.5))
+    if config.synthesize is not None:
+        steps.append(Step("synthesize", _synthesis(config), None))
     if config.train is not None:
         steps.extend(_training(config, store))
     steps.append(Step("report", "report.html", 2.0))
@@ -142,6 +144,16 @@ def _at_once(scorer: Scorer) -> int:
     from karat.scorers.model.loading import devices
 
     return len(devices(scorer.device))
+
+
+def _synthesis(config: Config) -> str:
+    settings = config.synthesize
+    wanted = settings.allocation.model_dump(mode="json")
+    targets = f"{wanted.pop('kind')} {', '.join(f'{k} {v}' for k, v in wanted.items() if v is not None)}"
+    rates = f"the first {settings.pilot} of each" if settings.difficulty is None else settings.difficulty
+    known = f", fail rates from {rates}" if settings.allocation.needs_difficulty() else ""
+    asks = "a server" if settings.model.server is not None else settings.model.model
+    return f"{targets}{known}; at most {settings.max_samples:,} responses a row; asks {asks}, not timed"
 
 
 def _training(config: Config, store: Store) -> list[Step]:

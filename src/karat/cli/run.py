@@ -50,6 +50,12 @@ def _flow(file: Path, overrides: list[str], verbose: bool) -> dict[str, Any]:
     return done
 
 
+_SYNTHESIS = (
+    ("synthesis/", 'the fine-tuning set: load_dataset("parquet", data_files="…/synthesis/train-*.parquet")'),
+    ("synthesis/queries.parquet", "every query with target, counts and why it fell short"),
+)
+
+
 def rows_of(count: int) -> str:
     """`1 row`, `2 rows`."""
     return f"{count:,} row{'' if count == 1 else 's'}"
@@ -64,6 +70,12 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
         lines.append(f"{counts['tokens']['selected']:,} tokens, {share:.1%} of the pool")
     lines += [f"{rows_of(count)} skipped: {reason}" for reason, count in counts["skipped"].items()]
     lines += status_lines(done["statuses"])
+    made = done.get("synthesis")
+    if made is not None:
+        lines.append(
+            f"{made['kept']:,} right responses to {made['queries']:,} queries ({made['target']:,} wanted), "
+            f"of {made['asked']:,} sampled in {made['rounds']:,} rounds"
+        )
     lines += [f"warning: {warning}" for warning in done["warnings"]]
     for comparison in (done["training"] or {}).get("comparisons", ()):
         lines.append(_comparison(comparison, done["training"]["unit"]))
@@ -75,6 +87,7 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
     for name, what in (
         ("report.html", "open it in a browser"),
         ("dataset/", 'datasets.load_dataset("parquet", data_files="…/dataset/*.parquet")'),
+        *(_SYNTHESIS if made is not None else ()),
         ("selection.parquet", "every row with weight, reason, rank and scores"),
         ("run.json", "config, digests, versions, timings, counts, metrics"),
         *([(f"{model}/", "trained on the selection; `model:` of scorers takes it")] if model else []),

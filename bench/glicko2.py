@@ -169,8 +169,8 @@ def page(
     return f"""# Glicko-2
 
 Responses of {SUBJECTS:,} subjects to {ITEMS:,} items in {PERIODS} rating periods, tau {TAU};
-`python bench/glicko2.py`, Python {platform.python_version()}. karat counts from reading Parquet to the table of
-players, with the start of numba, each in a fresh process; what is compiled is kept by the machine.
+`python bench/glicko2.py`, Python {platform.python_version()}. karat counts from reading Parquet to the table
+of players, with the start of numba, each in a fresh process; what is compiled is kept by the machine.
 
 | games | what | CPU s | of that reading | wall s | peak MB |
 |---|---|---|---|---|---|
@@ -179,8 +179,8 @@ players, with the start of numba, each in a fresh process; what is compiled is k
 | {many:,} | karat | {large["cpu"]:.1f} | {large["read"]:.1f} | {large["wall"]:.1f} | {large["peak"]:,.0f} |
 
 At {small:,} games the plain loop takes {plain / warm["cpu"]:.0f} times as long as all of karat, and
-{plain / rating:.0f} times as long as its rating. The largest difference of a rating is {apart:.1e} points: the
-loop iterates the volatility to 1e-6, as Glickman does, and karat to 1e-12."""
+{plain / rating:.0f} times as long as its rating. The largest difference of a rating is {apart:.1e} points:
+the loop iterates the volatility to 1e-6, as Glickman does, and karat to 1e-12."""
 
 
 if __name__ == "__main__":

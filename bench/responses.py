@@ -97,6 +97,9 @@ def measured(path: str) -> dict[str, Any]:
 
 def read(path: str) -> dict[str, float]:
     """Read one file here."""
+    import pyarrow.csv
+    import pyarrow.parquet  # noqa: F401 - what is loaded is part of every peak
+
     from karat.scorers.responses.reading import responses
 
     begin, wall = time.process_time(), time.perf_counter()
@@ -115,8 +118,8 @@ def table(facts: list[dict[str, Any]], count: int) -> str:
         f"{count:,} responses of {SUBJECTS:,} subjects to {ITEMS:,} items, with a time and a further column",
         f"of text; `python bench/responses.py`, Python {platform.python_version()}, polars {pl.__version__}.",
         f"The peak is that of the process, of which {first['peak']:,.0f} MB are Python and libraries before",
-        "anything is read. What is kept is 20 bytes for a response with its time; the same again is needed to",
-        "put the parts together.",
+        "anything is read. What is kept is 20 bytes for a response with its time; as much again is needed",
+        "to put the parts together.",
         "",
         "| file | size, MB | CPU s | wall s | peak MB |",
         "|---|---|---|---|---|",

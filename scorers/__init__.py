@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from karat.scorers.embedding import Embedding as Embedding
     from karat.scorers.glicko2.model import Glicko2 as Glicko2
     from karat.scorers.ifd import Ifd as Ifd
-    from karat.scorers.judge import Judge as Judge
     from karat.scorers.irt.irt import Irt as Irt
+    from karat.scorers.judge import Judge as Judge
     from karat.scorers.length import Length as Length
     from karat.scorers.length_control import LengthControl as LengthControl
     from karat.scorers.loss import Loss as Loss

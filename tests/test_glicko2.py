@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from karat.errors import KaratError
+from karat.fitting import Fitting
+from karat.measured import measure
 from karat.scorers.glicko2.model import Glicko2
 from karat.scorers.glicko2.rating import SCALE
 
@@ -190,3 +193,126 @@ def test_seasons_of_football_as_playerratings_rates_them() -> None:
     assert (both["Volatility"] - both["volatility"]).abs().max() < 5e-6  # type: ignore[operator]
     example = json.loads((REAL / "worked_example.json").read_text())["glickman_example"]
     assert example["tau"] == Glicko2().tau
+
+
+def many(count: int, seed: int = 0) -> pl.DataFrame:
+    draw = np.random.default_rng(seed)
+    return pl.DataFrame(
+        {
+            "subject": [f"s{i}" for i in draw.integers(9, size=count)],
+            "item": [f"q{i}" for i in draw.integers(20, size=count)],
+            "correct": draw.integers(2, size=count),
+            "time": draw.integers(4, size=count),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"period": 17}, {"period": 1}, {"period": 30, "shuffle": 2}, {"period": 1, "shuffle": 0}]
+)
+def test_the_order_of_responses_changes_no_bit(settings: dict[str, Any]) -> None:
+    """Also not by count: games of one time are dealt in an order of their own."""
+    table = many(300)
+    fit = Glicko2(**settings).fit(table)
+    for seed in (1, 2):
+        shuffled = table.sample(fraction=1, shuffle=True, seed=seed)
+        assert Glicko2(**settings).fit(shuffled).players.equals(fit.players)
+
+
+def test_periods_by_count_hold_so_many_games_in_order_of_time() -> None:
+    table = many(100).drop("time").with_columns(time=pl.Series(range(100)) * 5)
+    by_count = Glicko2(period=30).fit(table.reverse())
+    by_number = Glicko2().fit(table.with_columns(time=pl.int_range(100) // 30))
+    assert by_count.players.equals(by_number.players)
+    as_they_come = Glicko2(period=30).fit(table.drop("time"))
+    assert as_they_come.players.equals(by_number.players)
+    dealt = Glicko2(period=30, shuffle=1).fit(table)
+    assert not dealt.players.equals(by_number.players)
+    assert not dealt.players.equals(Glicko2(period=30, shuffle=2).fit(table).players)
+    assert dealt.players["games"].sum() == 200
+
+
+def test_a_csv_is_rated_as_a_parquet_file_is(tmp_path: Path) -> None:
+    """In a CSV all is text: whole numbers are periods all the same."""
+    table = many(80)
+    table.write_csv(tmp_path / "r.csv")
+    table.write_parquet(tmp_path / "r.parquet")
+    fits = [Glicko2().fit(str(tmp_path / name)) for name in ("r.csv", "r.parquet")]
+    assert fits[0].players.equals(fits[1].players)
+    assert not fits[0].players.equals(Glicko2().fit(table.drop("time")).players)
+
+
+def test_times_with_a_zone_are_periods_of_utc() -> None:
+    days = pl.Series(["2024-03-30T23:30:00", "2024-03-31T22:30:00"]).str.to_datetime()
+    games = frame([("a", "b", 1.0), ("b", "a", 1.0)]).with_columns(time=days)
+    plain_days = Glicko2(period="1d").fit(games)
+    zoned = games.with_columns(
+        pl.col("time").dt.replace_time_zone("UTC").dt.convert_time_zone("Europe/Berlin")
+    )
+    assert Glicko2(period="1d").fit(zoned).players.equals(plain_days.players)
+    assert Glicko2(period="1mo").fit(games).players.equals(Glicko2().fit(games.drop("time")).players)
+
+
+@pytest.mark.parametrize(
+    ("settings", "times", "told"),
+    [
+        ({}, [1, None], "1 games have no time"),
+        ({}, [-(1 << 63), (1 << 63) - 1], "too far apart"),
+        ({"period": "1us"}, ["2024-01-01", "2025-01-01"], "too short"),
+        ({"period": "1w"}, [1, 2], "need dates"),
+        ({"period": "1w", "shuffle": 1}, [1, 2], "dealt into periods of a number"),
+    ],
+)
+def test_times_that_make_no_periods_are_named(settings: dict[str, Any], times: list[Any], told: str) -> None:
+    games = frame([("a", "b", 1.0), ("b", "a", 1.0)]).with_columns(time=pl.Series(times))
+    with pytest.raises(KaratError, match=told):
+        Glicko2(**settings).fit(games)
+
+
+def test_items_get_columns_on_three_scales(tmp_path: Path) -> None:
+    many(400).write_csv(tmp_path / "r.csv")
+    scorer = Glicko2(responses=str(tmp_path / "r.csv"))  # type: ignore[arg-type]
+    found = measure(scorer, Fitting())
+    fit = scorer.fit(str(tmp_path / "r.csv"))
+    assert found.items["glicko2.difficulty"].to_list() == fit.items["rating"].to_list()
+    assert found.items["glicko2.difficulty_se"].to_list() == fit.items["deviation"].to_list()
+    assert found.items["glicko2.games"].to_list() == fit.items["games"].to_list()
+    low, high = fit.items["rating"].min(), fit.items["rating"].max()
+    units = [(rating - low) / (high - low) for rating in fit.items["rating"]]  # type: ignore[operator]
+    assert found.items["glicko2.difficulty_unit"].to_list() == pytest.approx(units)
+    order = fit.items["rating"].arg_sort()
+    assert found.items["glicko2.difficulty_quantile"].gather(order).to_list() == pytest.approx(
+        [(i + 0.5) / 20 for i in range(20)]
+    )
+    assert found.tables["subjects"].equals(fit.subjects)
+    assert found.facts["repeated"] == 400 - many(400).unique(["subject", "item"]).height
+    same = many(40).with_columns(correct=pl.lit(0.5))
+    alike = measure(Glicko2(responses=same), Fitting())  # type: ignore[arg-type]
+    assert alike.items["glicko2.difficulty_unit"].null_count() == alike.items.height
+    assert "draws" in " ".join(alike.notes)
+
+
+def test_one_period_of_many_games_is_pointed_out() -> None:
+    table = many(3000)
+    note = "one rating period"
+    assert note not in " ".join(measure(Glicko2(responses=table), Fitting()).notes)  # type: ignore[arg-type]
+    timeless = table.drop("time")
+    assert note in " ".join(measure(Glicko2(responses=timeless), Fitting()).notes)  # type: ignore[arg-type]
+    dealt = Glicko2(responses=timeless, period=240, shuffle=0)  # type: ignore[arg-type]
+    assert note not in " ".join(measure(dealt, Fitting()).notes)
+
+
+def test_without_responses_it_says_what_it_needs() -> None:
+    with pytest.raises(KaratError, match="needs `responses`"):
+        measure(Glicko2(), Fitting())
+    with pytest.raises(KaratError, match="there are no responses"):
+        measure(Glicko2(responses=many(3).clear()), Fitting())  # type: ignore[arg-type]
+
+
+def test_games_as_numbers_are_sorted_as_games_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = many(500)
+    fast = Glicko2().fit(table)
+    far = table.with_columns(time=pl.col("time") + pl.when(pl.int_range(500) == 7).then(1 << 60).otherwise(0))
+    assert Glicko2(most_deviation=350).fit(far).players["games"].sum() == 1000
+    monkeypatch.setattr("karat.scorers.glicko2.rating._as_numbers", lambda *_: None)
+    assert Glicko2().fit(table).players.equals(fast.players)

@@ -82,8 +82,35 @@ def canonical(games: Games) -> tuple[Codes, Codes, NDArray[np.float64], NDArray[
     swap = games.one > games.other
     first, second = np.where(swap, games.other, games.one), np.where(swap, games.one, games.other)
     score = np.where(swap, 1.0 - games.score, games.score)
+    if games.one.size and ((score == 0) | (score == 1)).all():
+        sorted_games = _as_numbers(first, second, score, games.period, games.players.height)
+        if sorted_games is not None:
+            return sorted_games
     order = np.lexsort((score, second, first, games.period))
     return first[order], second[order], score[order], games.period[order]
+
+
+def _as_numbers(
+    first: Codes, second: Codes, score: NDArray[np.float64], period: NDArray[np.int64], players: int
+) -> tuple[Codes, Codes, NDArray[np.float64], NDArray[np.int64]] | None:
+    """The same for games that are won or lost: each is one number, so sorting is five times as fast.
+
+    None where the numbers do not fit into 63 bits.
+    """
+    if (int(period.max()) + 1) * players * players * 2 >= 1 << 63:
+        return None
+    key = period * players
+    key += first
+    key *= players
+    key += second
+    key *= 2
+    key += score.astype(np.int8)
+    key.sort()
+    won = (key & 1).astype(np.float64)
+    key >>= 1
+    other = (key % players).astype(np.int32)
+    key //= players
+    return (key % players).astype(np.int32), other, won, key // players
 
 
 def _go_on(

@@ -41,7 +41,7 @@ class LeaderboardSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    subjects: int = Field(120, ge=1, le=1_000_000, description="how many answer")
+    subjects: int = Field(200, ge=1, le=1_000_000, description="how many answer")
     items: int = Field(600, ge=1, le=10_000_000, description="how many questions")
     datasets: int = Field(3, ge=1, le=100, description="the questions are spread over so many datasets")
     apart: float = Field(

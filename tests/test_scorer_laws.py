@@ -13,13 +13,12 @@ from typing import Any
 import polars as pl
 import pytest
 import yaml
-from item_responses import ITEM_CHANGES, ITEM_SAMPLES
+from item_samples import ITEM_SAMPLES
 from served_stub import ServedStub
 from tiny_encoders import tiny_folder
 from tiny_models import tiny_model
 
 from karat.deriving import derive_columns
-from karat.measured import item_scorers
 from karat.parts import DerivedScorer, Scorer
 from karat.registry import load
 from karat.rows import VIEW
@@ -166,9 +165,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "nearest_embedding": {"aggregate": "max", "best": 3, "vectors": "mine.vector"},
     "nearest_target": {"aggregate": "max", "best": 3, "embedder": "tfidf"},
 }
-# What is joined by id has its other laws in test_item_scorer_laws.py.
-SAMPLES |= ITEM_SAMPLES
-CHANGES |= ITEM_CHANGES
 SCORERS: list[Scorer] = [
     load({"kind": kind, **settings}, Scorer) for kind, tries in SAMPLES.items() for settings in tries
 ]
@@ -241,18 +237,15 @@ def default(kind: str) -> Scorer:
     return scorer
 
 
-def of_each(scorers: list[Scorer]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "scorer", scorers, ids=lambda scorer: repr(scorer).replace(JUDGE.url, "URL")
-    )
-
-
-every_scorer = of_each([scorer for scorer in SCORERS if not item_scorers([scorer])])
-every_part = of_each(SCORERS)
+every_scorer = pytest.mark.parametrize(
+    "scorer", SCORERS, ids=lambda scorer: repr(scorer).replace(JUDGE.url, "URL")
+)
 
 
 def test_every_member_is_in_the_battery() -> None:
-    assert set(SAMPLES) == set(CHANGES) == set(MEMBERS)
+    # Those that are joined by id have a battery of their own, test_item_laws.py.
+    assert set(SAMPLES) == set(CHANGES)
+    assert set(SAMPLES) | set(ITEM_SAMPLES) == set(MEMBERS)
     for kind, changes in CHANGES.items():
         assert set(changes) == set(type(default(kind)).model_fields) - type(default(kind)).neutral, kind
 
@@ -326,7 +319,7 @@ def test_a_huge_row_among_small_ones(scorer: Scorer) -> None:
     assert mixed[-1].select(list(scorer.columns())).null_count().sum_horizontal()[0] == 0
 
 
-@every_part
+@every_scorer
 def test_it_survives_pickle_yaml_and_json(scorer: Scorer) -> None:
     assert pickle.loads(pickle.dumps(scorer)) == scorer  # noqa: S301 - our own bytes
     assert load(scorer.model_dump(), Scorer) == scorer
@@ -334,7 +327,7 @@ def test_it_survives_pickle_yaml_and_json(scorer: Scorer) -> None:
     assert hash(load(scorer.model_dump(), Scorer)) == hash(scorer)
 
 
-@every_part
+@every_scorer
 def test_it_is_described(scorer: Scorer) -> None:
     assert scorer.summary
     assert scorer.formula

@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 
 from karat.errors import DataError, closest
 from karat.rows.leaderboard import LeaderboardSettings
+from karat.scorers.responses.logs import harness_names
 from karat.scorers.responses.reading import Format, Layout, is_log, responses, source_files
 from karat.scorers.responses.table import Responses
 
@@ -76,6 +77,8 @@ class ResponsesSource(BaseModel):
     metric: str | None = Field(
         None, description="lm_eval: the metric that grades; default acc, else the first"
     )
+    filter: str | None = Field(None, description="lm_eval: the filter that counts; default that of the first")
+    metadata: tuple[str, ...] = Field((), description="further columns to keep beside the responses")
 
     @model_validator(mode="before")
     @classmethod
@@ -111,7 +114,7 @@ class ResponsesSource(BaseModel):
 
     @model_serializer(mode="wrap")
     def _what_is_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in handler(self).items() if value not in (None, "auto")}
+        return {name: value for name, value in handler(self).items() if value not in (None, "auto", (), [])}
 
     def read(self) -> Responses:
         """The responses; raises DataError naming file, row and column."""
@@ -138,10 +141,9 @@ class ResponsesSource(BaseModel):
         digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
         root = self._path()
         for file in source_files(root):
-            named = file if root.is_dir() or self.format == "lm_eval" or is_log(file) else None
-            above = root.parent if root.is_dir() else root.parent.parent
-            name = "" if named is None else file.relative_to(above).as_posix()
-            digest.update(f"{name}\0{_file_digest(file)}\0".encode())
+            log = self.format == "lm_eval" or (self.format == "auto" and is_log(file))
+            names = harness_names(file) if log else ()
+            digest.update(json.dumps([names, _file_digest(file)]).encode())
         return digest.hexdigest()
 
     def _path(self) -> Path:
@@ -153,7 +155,7 @@ class ResponsesSource(BaseModel):
         return path
 
     def _layout(self) -> Layout:
-        names = ("format", "subject", "item", "correct", "time", "right_from", "metric")
+        names = ("format", "subject", "item", "correct", "time", "right_from", "metric", "filter", "metadata")
         return Layout(**{name: getattr(self, name) for name in names})
 
 

@@ -62,15 +62,12 @@ class LeaderboardSettings(BaseModel):
     def load(self) -> pl.DataFrame:
         """The items as rows: `id`, `prompt`, `completion`, `dataset` and what is true of each.
 
-        The prompts are sums, with more and longer terms the harder the item is.
+        The prompts are sums of like length, so that length does not tell the difficulty.
         """
         import polars as pl
 
         items = self.item_table()
-        draw = self._stream(TEXTS)
-        # Between 2 and 12 terms; nothing but the look of the rows depends on it.
-        terms = np.clip(np.round(6 + 2 * items["true_difficulty"].to_numpy()), 2, 12).astype(int)
-        numbers = [draw.integers(2, 10 ** (1 + count // 4), size=count).tolist() for count in terms]
+        numbers = self._stream(TEXTS).integers(100, 1000, size=(self.items, 3)).tolist()
         texts = pl.DataFrame(
             {
                 "prompt": [f"What is {' + '.join(map(str, row))}?" for row in numbers],

@@ -76,6 +76,22 @@ def test_the_line_backwards_is_the_line() -> None:
     assert back.shift == pytest.approx(-there.shift / there.slope, rel=1e-4)
 
 
+def test_another_origin_and_unit_of_x_move_the_line_and_its_errors_along() -> None:
+    one = points(3, 50, 0.2, (0.2, 0.3))
+    moved = fitted(Points(3 * one.x + 6, one.y, 9 * one.x_var, one.y_var), free_slope=True)
+    line = fitted(one, free_slope=True)
+    assert line is not None
+    assert moved is not None
+    # y = A x + B = (A / 3) x' + (B - 2 A)
+    change = np.array([[1 / 3, 0.0], [-2.0, 1.0]])
+    np.testing.assert_allclose([moved.slope, moved.shift], change @ [line.slope, line.shift], rtol=1e-5)
+    np.testing.assert_allclose(moved.covariance, change @ line.covariance @ change.T, rtol=1e-4)
+    at = np.array([-1.0, 0.5])
+    np.testing.assert_allclose(
+        line.variance_at(at), [(p := np.array([x, 1.0])) @ line.covariance @ p for x in at]
+    )
+
+
 def test_a_shift_alone_is_the_weighted_mean() -> None:
     p = Points(np.array([0.0, 1.0]), np.array([1.0, 2.6]), np.array([0.5, 0.5]), np.array([0.5, 3.5]))
     line = fitted(p, free_slope=False)

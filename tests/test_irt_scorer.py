@@ -20,6 +20,9 @@ from karat.scorers import Irt
 from karat.scorers.difficulty import min_max, quantile
 from karat.scorers.irt import heldout
 from karat.scorers.irt.heldout import heldout_check
+from karat.scorers.irt.heldout_baselines import STREAM
+from karat.scorers.irt.heldout_split import split
+from karat.scorers.irt.item_notes import prediction_note
 from karat.scorers.irt.outcome import IrtWarning
 from karat.scorers.irt.priors import LogNormal, Normal
 from karat.scorers.irt.response_source import read_source
@@ -224,7 +227,7 @@ def test_what_is_held_out_does_not_depend_on_the_form_or_on_blocks(
     for name in ("auc", "log_loss"):
         np.testing.assert_allclose(by_list[name], whole[name], rtol=1e-6)
     monkeypatch.setattr("karat.scorers.irt.response_source._ROWS_AT_ONCE", 99)
-    monkeypatch.setattr(heldout, "_AT_ONCE", 13)
+    monkeypatch.setattr("karat.scorers.irt.heldout_split._AT_ONCE", 13)
     assert heldout_check(matrix, Irt(**WEAK), share=0.2).equals(whole)
     assert heldout_check(long(matrix), Irt(**WEAK), share=0.2).equals(by_list)
     monkeypatch.setattr(heldout, "MOST", 50)
@@ -235,7 +238,7 @@ def test_held_out_responses_are_not_in_the_fit() -> None:
     matrix, *_ = simulated(50, 30, seed=7, gaps=0.1)
     for form in (matrix, long(matrix).sample(fraction=0.2, seed=1)):
         source = read_source(form)
-        kept, out = heldout._split(source, 0.3, 5)
+        kept, out = split(source, 0.3, 5)
         everything = set(zip(*(column.tolist() for column in source.listed()), strict=True))
         left, taken = (
             set(zip(*(column.tolist() for column in part), strict=True)) for part in (kept.listed(), out)
@@ -268,3 +271,33 @@ def test_lsat_through_the_pipeline_is_lsat() -> None:
     published = [-3.615267, -1.322421, -0.317631, -1.730090, -2.780172]
     np.testing.assert_allclose(found.items.sort("item")["irt.difficulty"], published, atol=3e-3)
     assert found.facts["log_likelihood"] == pytest.approx(-2466.937600, abs=1e-3)
+
+
+def test_the_held_out_gap_and_its_error_by_hand() -> None:
+    matrix, *_ = simulated(80, 30, seed=9)
+    lines = heldout_check(matrix, Irt(**WEAK), share=0.3)
+    kept, (subject, item, correct) = split(read_source(matrix), 0.3, 0, STREAM)
+    fit = Irt(standard_errors="none", **WEAK).fit(kept)
+    theta, se = (fit.subjects[name].to_numpy()[subject] for name in ("theta", "se"))
+    a, d = (fit.items[name].to_numpy()[item] for name in "ad")
+    z = np.linspace(-8, 8, 4001)
+    density = np.exp(-0.5 * z * z) / np.exp(-0.5 * z * z).sum()
+    p = (density / (1 + np.exp(-(a * theta + d)[:, None] - (a * se)[:, None] * z))).sum(axis=1)
+    own = -np.where(correct == 1, np.log(p), np.log1p(-p))
+    assert lines["log_loss"][0] == pytest.approx(own.mean(), abs=1e-4)
+    mean = ((kept.counts()[1] + 0.5) / (kept.counts()[0] + 1))[item]
+    gap = -np.where(correct == 1, np.log(mean), np.log1p(-mean)) - own
+    assert lines["log_loss"][1] - lines["log_loss"][0] == pytest.approx(gap.mean(), abs=1e-4)
+    assert lines["gap_se"][1] == pytest.approx(gap.std() / np.sqrt(gap.size), rel=1e-3)
+    assert lines["gap_se"][0] == 0
+
+
+def test_the_note_about_prediction() -> None:
+    def lines(own: float, rival: float) -> list[dict[str, Any]]:
+        names = ("irt", "item mean", "additive", "constant")
+        loss = (own, 0.7, rival, 0.69)
+        return [{"predictor": n, "log_loss": x, "gap_se": 0.01} for n, x in zip(names, loss, strict=True)]
+
+    assert prediction_note(lines(0.50, 0.51)) is None
+    assert "no better than 'additive'" in str(prediction_note(lines(0.51, 0.50)))
+    assert "worse than 'additive'" in str(prediction_note(lines(0.53, 0.50)))

@@ -67,12 +67,19 @@ def _stretched(difficulty: pl.Series) -> str | None:
 
 
 def prediction_note(lines: list[dict[str, Any]]) -> str | None:
-    """A warning where the fit predicts unseen responses no better than a simple baseline."""
-    loss = {line["predictor"]: line["log_loss"] for line in lines}
-    rival = min(("item mean", "additive", "constant"), key=lambda name: loss[name])
-    if loss["irt"] < loss[rival]:
+    """A warning where the fit predicts unseen responses no better than the best simple baseline."""
+    own, *baselines = lines
+    rival = min(baselines, key=lambda line: float(line["log_loss"]))
+    gap = own["log_loss"] - rival["log_loss"]
+    if gap < 0:
         return None
+    said = (
+        f"log loss {own['log_loss']:.4f} and {rival['log_loss']:.4f}, error of the difference "
+        f"{rival['gap_se']:.4f}"
+    )
+    if gap <= 2 * rival["gap_se"]:
+        return f"the fit predicts unseen responses no better than {rival['predictor']!r} does ({said})"
     return (
-        f"the fit predicts unseen responses no better than {rival!r} does (log loss {loss['irt']:.4f} and "
-        f"{loss[rival]:.4f}): do not trust it beyond that; try a simpler model or priors"
+        f"the fit predicts unseen responses worse than {rival['predictor']!r} does ({said}): do not trust "
+        "it; try a simpler model, or priors"
     )

@@ -24,11 +24,12 @@ from karat.scorers.irt.outcome import IrtFit
 Tables = dict[str, pl.DataFrame]
 
 
-def build(path: Path, items: dict[str, Any], tables: dict[str, Tables], **more: Any) -> Page:
+def build(path: Path, items: Any, tables: dict[str, Tables], **more: Any) -> Page:
     """A run whose scorers of items left these facts and tables (`synthesis`: {"queries": ...})."""
     path.mkdir(parents=True)
     frame = selection()
     frame.write_parquet(path / "selection.parquet")
+    more.setdefault("synthesis", {"rounds": 3} if "synthesis" in tables else None)
     (path / "run.json").write_text(json.dumps(record(items=items, **more)), "utf-8")
     for kind, of in tables.items():
         (path / kind).mkdir()
@@ -274,6 +275,27 @@ def test_synthesis_is_accounted_for(tmp_path: Path) -> None:
     effort = page.figures()["figure-synthesis-effort"]
     assert named(effort, "asked")["y"] == [10] * 10
     assert len(effort["data"]) == 3
+
+
+def test_reasons_that_name_a_row_are_counted_together(tmp_path: Path) -> None:
+    table = pl.DataFrame(
+        {"id": ["a", "b", "c", "d"], "target": [None, None, 9, 8],
+         "asked": [0, 0, 64, 64], "right": [0, 0, 7, 8],
+         "distinct": [0, 0, 4, 2], "kept": [0, 0, 4, 2], "fail_rate": [None, 0.3, 0.9, 0.9],
+         "reason": ["same prompt as row 'x'", "same prompt as row 'y'",
+                    "the cap of 64 responses was reached; 3 right ones were the same as others",
+                    "the cap of 64 responses was reached; 6 right ones were the same as others"]}
+    )  # fmt: skip
+    text = build(tmp_path / "r", {}, {"synthesis": {"queries": table}}).text
+    assert re.search(r"same prompt as row …\s*2\s*0\s*a", text)
+    assert re.search(r"responses was reached; some right ones were the same as others\s*2\s*11\s*c", text)
+    assert "2 queries were given no target" in text
+    assert "2 queries are 11 responses short" in text
+
+
+def test_a_synthesis_that_this_run_did_not_make_is_not_shown(tmp_path: Path) -> None:
+    page = build(tmp_path / "r", {}, {"synthesis": {"queries": queries()}}, synthesis=None)
+    assert "What was synthesised" not in page.text
 
 
 def test_a_synthesis_without_fail_rates_shows_what_it_met(tmp_path: Path) -> None:

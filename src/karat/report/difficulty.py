@@ -40,11 +40,13 @@ def difficulty_facts(run: Run) -> dict[str, Any]:
     `doubts`: boxes for the first screen, those of the sections that no warning of the run says already.
     """
     measured = [_section(found, place) for place, found in enumerate(run.items)]
-    boxes = [box for section in measured for box in (*section["warnings"], section["verdict"]) if box]
     said = " ".join(str(warning) for warning in run.record.get("warnings") or ())
+    boxes = [box for section in measured for box in section["warnings"]]
+    if "unseen responses" not in said:
+        boxes += [section["verdict"] for section in measured if section["verdict"]]
     return {
         "measured": measured,
-        "synthesis": None if run.synthesis is None else _synthesis(run.synthesis),
+        "synthesis": None if run.synthesis is None else _synthesis(run.synthesis, run.record),
         "doubts": [box for box in boxes if box["verdict"] == "worse" and box["text"][1:-1] not in said],
     }
 
@@ -80,10 +82,12 @@ def _says(found: ItemTables) -> str:
     return says
 
 
-def _synthesis(queries: pl.DataFrame) -> dict[str, Any]:
+def _synthesis(queries: pl.DataFrame, record: dict[str, Any]) -> dict[str, Any]:
     charts = (("Target and kept", synthesis_figures.allocation(queries, "synthesis-allocation")),
               ("What it took", synthesis_figures.effort(queries, "synthesis-effort")))  # fmt: skip
+    facts = record.get("synthesis")
     return {
+        "told": difficulty_checks.told(facts if isinstance(facts, dict) else {}),
         "says": synthesis_figures.summary(queries), "totals": synthesis_figures.totals(queries),
         "charts": [(title, c) for title, c in charts if c is not None],
         "shortfall": synthesis_figures.shortfall(queries),

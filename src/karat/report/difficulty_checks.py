@@ -50,6 +50,9 @@ def verdict(facts: dict[str, Any]) -> dict[str, str] | None:
     own = next((line for line in lines.values() if line["says"] == "this fit"), None)
     rivals = [lines[name] for name in BASELINES if name in lines]
     rivals = [line for line in rivals if line["log_loss"] is not None]
+    constant = lines.get("constant", {}).get("log_loss")
+    if constant is not None and all(constant < line["log_loss"] for line in rivals):
+        rivals.append(lines["constant"])
     if own is None:
         return None
     if own["log_loss"] is None or not rivals:
@@ -63,7 +66,7 @@ def verdict(facts: dict[str, Any]) -> dict[str, str] | None:
     text += f" AUC {_aucs(own, rivals)}."
     best = min(rivals, key=lambda line: float(line["log_loss"]))
     margin = (best["log_loss"] - own["log_loss"]) / max(best["log_loss"], 1e-12)
-    both = "both baselines" if len(rivals) > 1 else "the baseline"
+    both = {1: "the baseline", 2: "both baselines"}.get(len(rivals), "all baselines")
     if abs(margin) < _EQUAL:
         says = f"Held-out responses: no better than {best['says']}. The simpler number would do."
         return _said("open", says, text)
@@ -95,7 +98,7 @@ def told(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The scalar facts by name, for a table; one level of nesting is joined by a comma."""
     lines: list[tuple[str, str]] = []
     for name, value in facts.items():
-        if name in ("heldout", "assignment"):
+        if name in ("heldout", "assignment", "flags", "reasons"):
             continue
         inner = value.items() if isinstance(value, dict) else [("", value)]
         for under, one in inner:

@@ -107,7 +107,8 @@ def test_information(found: ItemTables, key: str) -> Chart | None:
         "height": 440, "hovermode": "closest",
         "xaxis": axis("ability", range=[x[0], x[-1]], anchor="y3" if below else "y"),
         "yaxis": axis("information", rangemode="tozero", domain=[floor, 1.0]),
-        "yaxis2": axis("standard error", overlaying="y", side="right", showgrid=False, range=[0, 1.05 * top]),
+        "yaxis2": axis("standard error", overlaying="y", side="right", tickmode="auto", showgrid=False,
+                       range=[0, 1.05 * top]),
     }  # fmt: skip
     if below is not None:
         traces.append(below)

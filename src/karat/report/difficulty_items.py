@@ -68,7 +68,7 @@ def _dots(known: pl.DataFrame, key: str, measure: str, ends: tuple[str, str], wh
     else:
         all_of = f"All {count(known.height)} {what}s, the {ends[0]} first"
         caption = all_of if known.height > 1 else f"The only {what}"
-    caption += ", each with its 95% interval. Do not rank what overlaps: the responses cannot tell it apart."
+    caption += ", each with its interval. Do not rank what overlaps: the responses cannot tell it apart."
     caption += " A long bar means too few responses, or none that are informative; bars that leave the frame"
     caption += " were cut."
     alt = f"{measure.capitalize()} with intervals of {count(shown.height)} {what}s."
@@ -114,8 +114,8 @@ def recovery(found: ItemTables, key: str) -> Chart | None:
                    hovertemplate="%{customdata}<br>true %{x:.3g}, estimated %{y:.3g}<extra></extra>"),
     ]  # fmt: skip
     layout = {
-        "xaxis": axis(f"true {found.measure}"),
-        "yaxis": axis(f"estimated {found.measure}"),
+        "xaxis": axis("true difficulty"),
+        "yaxis": axis("estimated difficulty"),
         "height": 400,
     }
     caption = (
@@ -126,7 +126,7 @@ def recovery(found: ItemTables, key: str) -> Chart | None:
     )
     if both.height > shown.height:
         caption += f" {count(shown.height)} of {count(both.height)} items are drawn, at equal steps of rank."
-    alt = f"Estimated against true {found.measure} of {count(both.height)} items."
+    alt = f"Estimated against true difficulty of {count(both.height)} items."
     return chart(key, traces, layout, alt=alt, caption=caption)
 
 

@@ -95,7 +95,9 @@ def load(run_dir: Path, rows: pl.DataFrame) -> Run:
     mask = frame["weight"] > 0
     by = _selecting_score(_dict(_dict(record.get("config")).get("select")), scores)
     larger = _larger_is_better(frame, mask, by)
-    items, queries = item_tables(run_dir, record.get("items")), synthesis_table(run_dir)
+    items, queries = item_tables(run_dir, record.get("items")), None
+    if record.get("synthesis"):
+        queries = synthesis_table(run_dir)
     return Run(frame, mask, record, rows, scores, lengths, by, larger, items, queries)
 
 

@@ -17,17 +17,21 @@ _COUNTS = ("target", "asked", "right", "distinct", "kept")
 
 
 def totals(queries: pl.DataFrame) -> dict[str, Any]:
-    """Queries and the sums of their counts; `short` is what is missing, of `lacking` queries."""
+    """The sums of all queries: `short` is what `lacking` of them miss, `unasked` have no target."""
     missing = _missing()
     sums = queries.select(*(pl.col(name).sum() for name in _COUNTS), short=missing.sum(),
-                          lacking=(missing > 0).sum(), queries=pl.len())  # fmt: skip
+                          lacking=(missing > 0).sum(),
+                          unasked=pl.col("target").is_null().sum(), queries=pl.len())  # fmt: skip
     return {name: int(value or 0) for name, value in sums.row(0, named=True).items()}
 
 
 def shortfall(queries: pl.DataFrame) -> list[dict[str, Any]]:
-    """By reason: the queries that lack responses, how many, and an example; most first."""
-    lacking = queries.with_columns(short=_missing()).filter(pl.col("short") > 0)
-    reason = pl.col("reason").fill_null("no reason recorded")
+    """By reason: the queries that lack responses or were not asked, how many, and an example; most first."""
+    lacking = queries.with_columns(short=_missing())
+    lacking = lacking.filter((pl.col("short") > 0) | pl.col("reason").is_not_null())
+    # What differs from query to query would make a line of each.
+    reason = pl.col("reason").fill_null("no reason recorded").str.replace_all(r"'[^']*'", "\u2026")
+    reason = reason.str.replace_all(r"\d[\d,]* right", "some right")
     lines = lacking.group_by(reason=reason).agg(
         queries=pl.len(), short=pl.col("short").sum(), example=pl.col("id").min()
     )
@@ -44,6 +48,8 @@ def summary(queries: pl.DataFrame) -> str:
     says += f" {percent(got / sums['target']) if sums['target'] else 'with no target'}"
     says += f" of the {count(sums['target'])} wanted" if sums["target"] else ""
     says += f"; {count(sums['asked'])} were asked for, {count(sums['right'])} of them right."
+    if sums["unasked"]:
+        says += f" {count(sums['unasked'])} queries were given no target."
     if sums["short"]:
         says += f" {count(sums['lacking'])} queries are {count(sums['short'])} responses short;"
         says += " the table says why."

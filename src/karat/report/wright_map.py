@@ -77,8 +77,9 @@ def _aim(sides: dict[str, pl.DataFrame]) -> str:
     if abs(gap) <= max(_CLOSE * spread, 1e-12):
         says += " The items are aimed well: the two medians are close."
     else:
-        says += f" The median item is {number(abs(gap), 3)} {where} than the median subject is able,"
-        says += f" so {where} items than needed were asked."
+        side = "above" if gap > 0 else "below"
+        says += f" The median item lies {number(abs(gap), 3)} {side} the median subject: {where} items than"
+        says += " suit these subjects."
     above, below = float((hard > able.max()).mean()), float((hard < able.min()).mean())
     if above or below:
         says += f" {percent(above, 0)} of the items lie above every subject and {percent(below, 0)} below."

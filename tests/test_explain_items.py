@@ -14,7 +14,8 @@ from karat.cli.explain import explain_command
 
 ITEMS = pl.DataFrame(
     {"item": ["row-0", "row-1", "row-2"], "a": [0.9, -1.0, None], "d": [-1.0, 0.5, None],
-     "c": [0.2, 0.0, None], "u": [0.95, 1.0, None], "difficulty": [1.25, -0.5, None], "difficulty_se": [0.12, None, None],
+     "c": [0.2, 0.0, None], "u": [0.95, 1.0, None], "difficulty": [1.25, -0.5, None],
+     "difficulty_se": [0.12, None, None],
      "responses": [1412, 1, 0], "mean": [0.31, 1.0, None], "infit": [1.02, None, None],
      "outfit": [0.98, None, None],
      "flags": [[], ["negative discrimination", "fewer than 30 responses"], ["no responses"]]}

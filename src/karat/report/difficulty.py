@@ -17,7 +17,7 @@ from karat.report import (
 from karat.report.figures import Chart
 from karat.report.item_tables import ItemTables
 from karat.report.run import Run
-from karat.report.words import count
+from karat.report.words import things
 
 _CHARTS: tuple[tuple[str, Callable[[ItemTables, str], Chart | None]], ...] = (
     ("curves", difficulty_figures.characteristic_curves),
@@ -70,12 +70,13 @@ def _says(found: ItemTables) -> str:
     known = found.items.height - found.items["value"].null_count()
     if not found.items.height:
         return "No table of items is there to draw."
-    says = f"{count(found.items.height)} items"
+    says = things(found.items.height, "item")
     if found.subjects.height:
-        says += f" and {count(found.subjects.height)} subjects"
+        says += f" and {things(found.subjects.height, 'subject')}"
     says += ", measured from their responses."
     if known < found.items.height:
-        says += f" {count(found.items.height - known)} items have no {found.measure}; their flags say why."
+        none = things(found.items.height - known, "item")
+        says += f" No {found.measure} for {none}; the flags say why."
     if found.dimensions > 1:
         says += f" Subjects have {found.dimensions} abilities, so each curve is drawn along its item's own"
         says += " direction, and there is no one scale for items and subjects."

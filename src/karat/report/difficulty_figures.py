@@ -130,6 +130,9 @@ def _where_it_measures(found: ItemTables, theta: Floats, info: Floats) -> str:
         share = float((here > GOOD_ERROR**-2).mean())
         says += f" For {percent(share, 0)} of the subjects it would be below {GOOD_ERROR:g}."
         says += " Where bars stand under a low line, those subjects are hardly measured."
+        if (median := found.subjects["se"].median()) is not None:
+            says += " Over the items that each subject did answer, the median standard error is"
+            says += f" {number(median, 3)}."
     return f"{says} The standard error is one over the root of the information."
 
 

@@ -15,7 +15,7 @@ from karat.report.words import count, number
 EACH_END = 12
 MOST_POINTS = 1500
 MOST_FLAGGED = 20
-_REACH, _MEDIANS = 1.5, 4.0
+_REACH, _MEDIANS = 0.5, 2.0
 """Error bars are cut this many times the spread of the points beyond them, or that many median bars."""
 
 

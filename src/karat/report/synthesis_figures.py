@@ -9,10 +9,11 @@ import plotly.graph_objects as go
 import polars as pl
 
 from karat.report.figures import LIGHT, Chart, axis, chart, label
-from karat.report.words import count, number, percent
+from karat.report.words import count, number, percent, things
 
 MOST_POINTS = 1500
 _BINS = 10
+QUERY = ("query", "queries")
 _COUNTS = ("target", "asked", "right", "distinct", "kept")
 
 
@@ -44,14 +45,15 @@ def summary(queries: pl.DataFrame) -> str:
     if not sums["queries"]:
         return "There was no query to ask."
     got = sums["target"] - sums["short"]
-    says = f"{count(sums['kept'])} responses were kept for {count(sums['queries'])} queries,"
+    says = f"{things(sums['kept'], 'response')} kept for {things(sums['queries'], *QUERY)},"
     says += f" {percent(got / sums['target']) if sums['target'] else 'with no target'}"
     says += f" of the {count(sums['target'])} wanted" if sums["target"] else ""
     says += f"; {count(sums['asked'])} were asked for, {count(sums['right'])} of them right."
     if sums["unasked"]:
-        says += f" {count(sums['unasked'])} queries were given no target."
+        says += f" No target for {things(sums['unasked'], *QUERY)}."
     if sums["short"]:
-        says += f" {count(sums['lacking'])} queries are {count(sums['short'])} responses short;"
+        lack = "lacks" if sums["lacking"] == 1 else "lack"
+        says += f" {things(sums['lacking'], *QUERY)} {lack} {things(sums['short'], 'response')};"
         says += " the table says why."
     return says
 

@@ -70,7 +70,7 @@ def test_a_row_with_everything(run_dir: Path, capsys: pytest.CaptureFixture[str]
     assert "dart: 7 of 20 responses are right: fail rate 0.65 (interval 0.41 to 0.85).\n" in out
     assert (
         "synthesis: target 5 (fail rate 0.65); 40 responses asked for, 14 right, 9 of them distinct, 4 kept. "
-        "Short, as the cap of 40 was reached.\n" in out
+        "Fewer than wanted: the cap of 40 was reached.\n" in out
     )
 
 
@@ -82,7 +82,7 @@ def test_flags_and_gaps_are_said(run_dir: Path, capsys: pytest.CaptureFixture[st
     )
     assert "Flags: negative discrimination; fewer than 30 responses.\n" in out
     assert "glicko2: no responses for this item.\n" in out
-    assert "synthesis: no target; 0 responses asked for" in out
+    assert "synthesis: no target: same prompt as row 'row-0'.\n" in out
     out = said(run_dir, "row-2", capsys)
     assert "irt: no difficulty; 0 responses. Flags: no responses.\n" in out
     assert "synthesis:" not in out

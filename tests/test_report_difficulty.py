@@ -251,6 +251,18 @@ def test_ratings_have_their_deviations(tmp_path: Path) -> None:
     assert "All 5 subjects, the strongest first" in page.text
 
 
+def test_fail_rates_have_their_own_intervals(tmp_path: Path) -> None:
+    table = pl.DataFrame({"item": ["a", "b"], "fail_rate": [0.1, 0.8], "fail_rate_low": [0.0, 0.5],
+                          "fail_rate_high": [0.4, 0.9], "samples": [9, 10]})  # fmt: skip
+    page = build(tmp_path / "r", {"dart": {"sampling": "fixed"}}, {"dart": {"items": table}})
+    trace = page.figures()["figure-items-0-extremes"]["data"][0]
+    assert trace["x"] == [0.8, 0.1]
+    assert trace["error_x"]["array"] == pytest.approx([0.1, 0.3])
+    assert trace["error_x"]["arrayminus"] == pytest.approx([0.3, 0.1])
+    assert "10 responses" in trace["customdata"][0]
+    assert "sampling" in page.text
+
+
 def queries(n: int = 40) -> pl.DataFrame:
     rate = [k / n for k in range(n)]
     return pl.DataFrame(

@@ -75,8 +75,10 @@ def about_query(queries: pl.DataFrame, name: str) -> str | None:
     if rows.is_empty():
         return None
     row = rows.row(0, named=True)
-    target = "no target" if row["target"] is None else f"target {count(row['target'])}"
+    if row["target"] is None:
+        return f"no target: {row['reason'] or 'no reason recorded'}."
+    target = f"target {count(row['target'])}"
     rate = f" (fail rate {number(row['fail_rate'], 3)})" if row["fail_rate"] is not None else ""
     says = f"{target}{rate}; {count(row['asked'])} responses asked for, {count(row['right'])} right,"
     says += f" {count(row['distinct'])} of them distinct, {count(row['kept'])} kept."
-    return says + (f" Short, as {row['reason']}." if row["reason"] else "")
+    return says + (f" Fewer than wanted: {row['reason']}." if row["reason"] else "")

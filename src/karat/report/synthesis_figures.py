@@ -81,7 +81,7 @@ def allocation(queries: pl.DataFrame, key: str) -> Chart | None:
     ]
     said = [_said(row, name) for row in shown.iter_rows(named=True)]
     common: dict[str, Any] = {"x": shown["hard"].to_list(), "customdata": said, "mode": "markers",
-                              "hovertemplate": "%{customdata}<extra></extra>"}  # fmt: skip
+                              "cliponaxis": False, "hovertemplate": "%{customdata}<extra></extra>"}  # fmt: skip
     traces = [
         go.Scatter(y=shown["target"].to_list(), name="target",
                    marker={"color": LIGHT["quiet"], "size": 8, "symbol": "line-ew-open",
@@ -115,7 +115,7 @@ def _said(row: dict[str, Any], name: str) -> str:
 def effort(queries: pl.DataFrame, key: str) -> Chart | None:
     """Mean number of responses asked for, right and kept per query, by fail rate."""
     known, name = _with_difficulty(queries)
-    known = known.drop_nulls("hard")
+    known = known.drop_nulls(["hard", "target"])
     if known.is_empty():
         return None
     place = (pl.col("hard").clip(0, 1) * _BINS).floor().clip(0, _BINS - 1).cast(pl.Int32)

@@ -311,11 +311,11 @@ def test_a_synthesis_that_this_run_did_not_make_is_not_shown(tmp_path: Path) -> 
 
 
 def test_a_synthesis_without_fail_rates_shows_what_it_met(tmp_path: Path) -> None:
-    table = queries().with_columns(fail_rate=pl.lit(None, dtype=pl.Float64))
+    table = queries().with_columns(fail_rate=pl.lit(None, dtype=pl.Float64), right=2)
     chart = build(tmp_path / "r", {}, {"synthesis": {"queries": table}}).figures()[
         "figure-synthesis-allocation"
     ]
-    assert set(named(chart, "target")["x"]) == {0.5}
+    assert set(named(chart, "target")["x"]) == {0.8}
     assert "while sampling" in chart["layout"]["xaxis"]["title"]["text"]
 
 

@@ -81,7 +81,8 @@ def allocation(queries: pl.DataFrame, key: str) -> Chart | None:
     ]
     said = [_said(row, name) for row in shown.iter_rows(named=True)]
     common: dict[str, Any] = {"x": shown["hard"].to_list(), "customdata": said, "mode": "markers",
-                              "cliponaxis": False, "hovertemplate": "%{customdata}<extra></extra>"}  # fmt: skip
+                              "cliponaxis": False,
+                              "hovertemplate": "%{customdata}<extra></extra>"}  # fmt: skip
     traces = [
         go.Scatter(y=shown["target"].to_list(), name="target",
                    marker={"color": LIGHT["quiet"], "size": 8, "symbol": "line-ew-open",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import polars as pl
 import pytest
 
 import karat
-from karat.cli.app import main
 from karat.errors import ScoreError
 from karat.fitting import Fitting
 from karat.measured import Measured, keep_measured, kept_measured, measure
@@ -57,7 +58,7 @@ def csv(tmp_path: Path) -> Path:
 
 
 def test_columns_are_joined_by_id_and_what_lacks_is_said(csv: Path) -> None:
-    with pytest.warns(UserWarning) as told:
+    with pytest.warns(UserWarning, match="of 4") as told:
         table = karat.score(Solved(responses=str(csv)), ROWS)
     assert table["solved.share"].to_list() == [0.5, 1.0, 0.0, None]
     assert table["solved.status"].to_list() == [None, None, "one response only", "no responses for this item"]
@@ -74,7 +75,8 @@ def test_the_order_of_rows_does_not_matter_and_a_stream_is_the_same(csv: Path) -
     assert karat.score(scorer, ROWS[::-1])[::-1].equals(whole)
     CALLS.clear()
     streamed = pl.concat(karat.score_stream(scorer, [ROWS[:1], ROWS[1:2], ROWS[2:]]))
-    assert streamed.equals(whole) and len(CALLS) == 1
+    assert streamed.equals(whole)
+    assert len(CALLS) == 1
 
 
 def test_rows_that_are_no_items_at_all_are_an_error_with_both_names(csv: Path) -> None:
@@ -109,7 +111,8 @@ def test_what_was_kept_comes_back_and_damage_is_nothing(csv: Path, tmp_path: Pat
     keep_measured(found, folder)
     again = kept_measured(folder)
     assert again is not None
-    assert again.items.equals(found.items) and again.facts == found.facts and again.notes == found.notes
+    assert again.items.equals(found.items)
+    assert (again.facts, again.notes) == (found.facts, found.notes)
     assert again.tables["items"].equals(found.tables["items"])
     (folder / "items.parquet").write_bytes(b"PAR1")
     assert kept_measured(folder) is None
@@ -126,29 +129,38 @@ def config(csv: Path, scorers: str) -> Path:
     return path
 
 
-def test_a_run_measures_once_keeps_it_and_shows_it(csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "my_items", sys.modules[__name__])
-    monkeypatch.setattr(Solved, "__module__", "my_items")
-    one = f"{{kind: 'my_items:Solved', responses: {csv}}}"
+def karat_command(csv: Path, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "karat", *words],
+        env=environment,
+        cwd=csv.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_run_measures_once_keeps_it_and_shows_it(csv: Path) -> None:
+    one = f"{{kind: 'test_item_scorers:Solved', responses: {csv}}}"
     path, out = config(csv, one), csv.parent / "out"
-    assert main(["run", str(path)]) == 0
+    karat_command(csv, "run", str(path))
     chosen = pl.read_parquet(out / "selection.parquet")
     assert chosen.filter(pl.col("weight") > 0)["id"].to_list() == ["a", "b"]
     done = json.loads((out / "run.json").read_text())
     assert done["items"] == {"solved": {"items": 4}}
     assert any("1 of 4 rows have no responses" in warning for warning in done["warnings"])
     assert pl.read_parquet(out / "solved" / "items.parquet").height == 4
-    assert "solved/items.parquet" in done["outputs"]
     # Another decision measures nothing; other responses do.
-    assert main(["run", str(path), "select.budget=1"]) == 0
-    assert len(CALLS) == 1
+    assert "in the store" in karat_command(csv, "run", str(path), "select.budget=1")
     csv.write_text(RESPONSES.replace("b,1\nb,1", "b,0\nb,0"))
-    assert main(["run", str(path)]) == 0
-    assert len(CALLS) == 2
+    assert "measured from responses" in karat_command(csv, "plan", str(path))
+    assert "4 items measured" in karat_command(csv, "run", str(path))
     assert pl.read_parquet(out / "selection.parquet").filter(id="b")["solved.share"].item() == 0
-    assert main(["plan", str(path), "select.budget=1"]) == 0
+    assert "in the store" in karat_command(csv, "plan", str(path), "select.budget=1")
     # A run without the scorer leaves none of its tables.
-    assert main(["run", str(config(csv, "{kind: length}")), "select.by=length.bytes"]) == 0
+    karat_command(csv, "run", str(config(csv, "{kind: length}")), "select.by=length.bytes")
     assert not (out / "solved").exists()
 
 
@@ -156,9 +168,7 @@ def test_derived_columns_may_read_it(csv: Path) -> None:
     from karat.scorers.length import Length
     from karat.scorers.length_control import LengthControl
 
-    with pytest.warns(UserWarning):
-        table = karat.score(
-            [Solved(responses=str(csv)), Length(), LengthControl(of="solved.share", method="match")], ROWS
-        )
+    with pytest.warns(UserWarning, match="of 4"):
+        table = karat.score([Solved(responses=str(csv)), Length(), LengthControl(of="solved.share")], ROWS)
     assert table.columns[:3] == ["id", "solved.share", "solved.spread"]
     assert karat.select(TopK(by="solved.share", budget=1), table).filter(pl.col("weight") > 0).height == 1

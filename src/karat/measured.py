@@ -102,9 +102,9 @@ def with_items(
     """A score table with the columns of the scorers that join; what they note is a warning."""
     for scorer in item_scorers(scorers):
         found = measure(scorer, Fitting(workers))
+        table = table.with_columns(join(scorer, found, view).drop("id"))
         for note in (*found.notes, *coverage(scorer, found, view)):
             warnings.warn(f"{scorer.kind}: {note}", UserWarning, stacklevel=3)
-        table = table.with_columns(join(scorer, found, view).drop("id"))
     return table
 
 

@@ -11,15 +11,21 @@ from rich.text import Text
 
 from karat.cli.hub import run_folder
 from karat.errors import DataError, closest
-from karat.report.words import count, number, percent, shorten
+from karat.report.item_tables import item_tables, synthesis_table
+from karat.report.item_words import about_fail_rate, about_item, about_query
+from karat.report.words import count, number, percent, shorten, visible
 from karat.statuses import FAILED
+from karat.store import read_json
 from karat.vector_columns import vector_columns
 
 out = Console(highlight=False)
 
 
 def explain_command(run_dir: Path, row_id: str) -> None:
-    """Print the decision on a row, its scores with their places in the pool, and what its scorers said."""
+    """Print the decision on a row, its scores with their places in the pool, and what its scorers said.
+
+    Of scorers of items and of a synthesis, a sentence with what their numbers rest on.
+    """
     folder = run_folder(run_dir)
     path = folder / "selection.parquet"
     if not path.is_file():
@@ -34,6 +40,22 @@ def explain_command(run_dir: Path, row_id: str) -> None:
     out.print(Text(f"{row_id}{group}", style="bold"), soft_wrap=True)
     out.print(Text(f"{row['reason']}; weight {number(float(row['weight']))}"), soft_wrap=True)
     out.print(scores(selection, row))
+    for name, said in measured(folder, row):
+        line = Text.assemble((f"{name}: ", "cyan"), visible(said))
+        out.print(line, soft_wrap=True)
+
+
+def measured(folder: Path, row: dict[str, object]) -> list[tuple[str, str]]:
+    """By name, what scorers of items and the synthesis know of the row."""
+    record, name = read_json(folder / "run.json"), str(row["id"])
+    facts = record if isinstance(record, dict) else {}
+    said = [(found.kind, about_item(found, name)) for found in item_tables(folder, facts.get("items"))]
+    # DART has columns of its own where a model writes the responses, which the other scorers have not.
+    if rate := about_fail_rate(row):
+        said = [(kind, line) for kind, line in said if kind != "dart"] + [("dart", rate)]
+    queries = synthesis_table(folder) if facts.get("synthesis") else None
+    asked = None if queries is None else about_query(queries, name)
+    return said if asked is None else [*said, ("synthesis", asked)]
 
 
 def scores(selection: pl.DataFrame, row: dict[str, object]) -> Table:

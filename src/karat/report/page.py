@@ -16,6 +16,7 @@ from markupsafe import Markup
 from karat.length_correlation import remedy
 from karat.report import headline, words
 from karat.report.advice import next_steps
+from karat.report.difficulty import difficulty_facts
 from karat.report.examples import examples
 from karat.report.facts import tiles, training_facts, what_the_frame_says
 from karat.report.figures import DARK, LIGHT, as_json
@@ -58,6 +59,7 @@ def render(run: Run, run_dir: str) -> str:
     library = _plotly()
     values: dict[str, Any] = {
         "run": run, "record": record, "counts": run.counts, "w": words, **facts, **training,
+        **difficulty_facts(run),
         "sentence": headline.what_was_done(run), "tiles": tiles(run, facts),
         "sections": examples(run, facts["cut"]), "derived": run.lengths == (DERIVED_LENGTH,),
         "remedy": remedy, "next_steps": next_steps(run, run_dir, training["outcomes"], facts),
@@ -67,9 +69,13 @@ def render(run: Run, run_dir: str) -> str:
         "palette": as_json({LIGHT[name]: DARK[name] for name in LIGHT}),
     }  # fmt: skip
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.ChainableUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+        loader=jinja2.FunctionLoader(_file),
     )
-    return environment.from_string(_file("report.html")).render(values).lstrip()
+    return environment.get_template("report.html").render(values).lstrip()
 
 
 def _file(name: str) -> str:

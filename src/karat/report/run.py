@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from karat.errors import DataError
+from karat.report.item_tables import ItemTables, item_tables, synthesis_table
 from karat.vector_columns import vector_columns
 
 DERIVED_LENGTH = "bytes of text"
@@ -34,6 +35,10 @@ class Run:
     lengths: tuple[str, ...]
     by: str | None
     larger_is_better: bool
+    items: tuple[ItemTables, ...] = ()
+    """What scorers of items measured."""
+    synthesis: pl.DataFrame | None = None
+    """A line for each query of a synthesis; None where there was none."""
 
     @property
     def kept(self) -> int:
@@ -89,7 +94,11 @@ def load(run_dir: Path, rows: pl.DataFrame) -> Run:
             lengths = (*lengths, DERIVED_LENGTH)
     mask = frame["weight"] > 0
     by = _selecting_score(_dict(_dict(record.get("config")).get("select")), scores)
-    return Run(frame, mask, record, rows, scores, lengths, by, _larger_is_better(frame, mask, by))
+    larger = _larger_is_better(frame, mask, by)
+    items, queries = item_tables(run_dir, record.get("items")), None
+    if record.get("synthesis"):
+        queries = synthesis_table(run_dir)
+    return Run(frame, mask, record, rows, scores, lengths, by, larger, items, queries)
 
 
 def finite(series: pl.Series) -> pl.Series:

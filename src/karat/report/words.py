@@ -16,6 +16,11 @@ def count(value: int | None) -> str:
     return DASH if value is None else f"{value:,}".replace("-", MINUS)
 
 
+def things(value: int, one: str, many: str | None = None) -> str:
+    """A count with its noun: "1 item", "2 items", "2 queries"."""
+    return f"{count(value)} {one if value == 1 else many or one + 's'}"
+
+
 def number(value: Any, digits: int = 4) -> str:
     """A measurement with about `digits` significant digits; a dash where there is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -3,8 +3,9 @@
 Simulated two-parameter responses (theta ~ N(0, 1), a = exp(.3 z), b ~ N(0, 1), seed 0), the same for all.
 CPU time of all threads of the fit alone, after one small fit that compiles what is compiled; recovery of
 a, b and theta. Every fit runs in a process of its own with a limit. The peers may live in another Python
-(--peers); what is not installed there is said. Also the memory of larger fits. Writes
-bench/results/irt.md.
+(--peers); what is not installed there is said. `--part memory` measures the peak memory of larger
+fits instead, from a matrix in a memory-mapped file and from a long Parquet table (`--big` adds five hundred
+million responses). Each part replaces its own section of bench/results/irt.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from typing import Any
 import numpy as np
 
 SIZES = ((1000, 500), (200, 5000))
-MEMORY = ((1000, 5_000), (1000, 10_000), (2000, 10_000), (2000, 20_000))
+MEMORY = ((1000, 5_000), (2000, 10_000), (2000, 20_000))
+BIG = (5_000, 100_000)
+LONG = (5_000, 10_000, 0.8)
+"""Subjects, items and gaps of the long table: ten million responses."""
+OURS, PEERS = "karat 2pl, weak priors", ("theta-irt", "mirt", "py-irt", "girth")
 RESULT = Path(__file__).parent / "results" / "irt.md"
 LIMIT = 300
 Found = dict[str, Any]
@@ -170,7 +175,7 @@ def one(method: str, data: Path) -> None:
     figures = {
         "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "wall": time.perf_counter() - wall,
-        "memory": after.ru_maxrss / 1024,
+        "memory": peak_mb(),
         "iterations": int(found["iterations"]),
         "items": int(known.sum()),
         "r_a": float(np.corrcoef(a, truth["a"][known])[0, 1]) if np.ptp(a) > 0 else None,
@@ -206,43 +211,167 @@ def line(method: str, size: str, found: dict[str, Any]) -> str:
     )
 
 
+def peak_mb() -> float:
+    """Largest resident set of this program; that of getrusage may be its parent's, before it was started."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory_case(kind: str, data: Path) -> None:
+    """In a process of its own: fit from a file and print CPU, peak memory and recovery as JSON."""
+    from karat.scorers.irt.irt import Irt
+
+    Irt().fit(simulate(30, 8)["matrix"])
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    start = peak_mb()
+    source: Any = data
+    if kind == "matrix":
+        source = np.load(data, mmap_mode="r")
+    fit = Irt(standard_errors="none", device="cpu").fit(source)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    b = np.load(data.with_suffix(".b.npy"))
+    order = np.argsort(np.arange(b.size).astype(str)) if kind == "long" else np.arange(b.size)
+    found = fit.items["b"].fill_null(float("nan")).to_numpy()
+    known = np.isfinite(found)
+    figures = {
+        "cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "start": start, "memory": peak_mb(), "iterations": fit.iterations,
+        "converged": fit.converged, "r_b": float(np.corrcoef(found[known], b[order][known])[0, 1]),
+        "responses": int(fit.items["responses"].sum()),
+    }  # fmt: skip
+    print(json.dumps(figures))
+
+
+def write_matrix(path: Path, subjects: int, items: int, gaps: float) -> None:
+    """A .npy file made in blocks of items, so that no more than a block is in memory."""
+    draw = np.random.default_rng(0)
+    theta = draw.standard_normal(subjects, dtype=np.float32)
+    a = np.exp(0.3 * draw.standard_normal(items, dtype=np.float32))
+    b = draw.standard_normal(items, dtype=np.float32)
+    matrix = np.lib.format.open_memmap(path, "w+", np.int8, (subjects, items))
+    for first in range(0, items, 500):
+        part = slice(first, min(first + 500, items))
+        p = 1 / (1 + np.exp(-a[part] * (theta[:, None] - b[part])))
+        block = (draw.random(p.shape, dtype=np.float32) < p).astype(np.int8)
+        block[draw.random(p.shape, dtype=np.float32) < gaps] = -1
+        matrix[:, part] = block
+    matrix.flush()
+    np.save(path.with_suffix(".b.npy"), b)
+
+
+def write_long(path: Path, subjects: int, items: int, gaps: float) -> None:
+    """A Parquet table of subject, item, correct with ids as text, subject after subject."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_matrix(path.with_suffix(".npy"), subjects, items, gaps)
+    matrix = np.load(path.with_suffix(".npy"), mmap_mode="r")
+    schema = pa.schema([("subject", pa.string()), ("item", pa.string()), ("correct", pa.int8())])
+    with pq.ParquetWriter(path, schema) as file:
+        for first in range(0, subjects, 100):
+            block = np.asarray(matrix[first : first + 100])
+            row, item = np.nonzero(block >= 0)
+            columns = [(row + first).astype(str).tolist(), item.astype(str).tolist(), block[row, item]]
+            file.write_table(
+                pa.table([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema)
+            )
+
+
+def memory_lines(folder: Path, big: bool) -> list[str]:
+    lines = [
+        "Peak memory of the whole process (resident set, with the mapped pages of the file that it read); "
+        "2pl without standard errors, CPU seconds of reading and fitting.", "",
+        "| responses | as | number | CPU s | MB before | peak MB | iterations | r(b) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    cases = [("matrix", (*size, 0.05)) for size in (*MEMORY, *((BIG,) if big else ()))] + [("long", LONG)]
+    for kind, (subjects, items, gaps) in cases:
+        data = folder / ("data.npy" if kind == "matrix" else "data.parquet")
+        {"matrix": write_matrix, "long": write_long}[kind](data, subjects, items, gaps)
+        found = measured(sys.executable, f"memory {kind}", data, 3000)
+        what = "int8 matrix, .npy" if kind == "matrix" else f"Parquet, {data.stat().st_size / 1e6:.0f} MB"
+        shown = str(found.get("failed"))
+        if "cpu" in found:
+            shown = (
+                f"{found['responses']:,} | {found['cpu']:.1f} | {found['start']:.0f} | "
+                f"{found['memory']:.0f} | "
+                f"{found['iterations']}{'' if found['converged'] else ', not converged'} | {found['r_b']:.4f}"
+            )
+        lines.append(f"| {subjects:,} × {items:,} | {what} | {shown} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def peer_lines(folder: Path, python: str, limit: int) -> list[str]:
+    lines = [
+        "One thread each; CPU seconds of the warm fit. r and RMSE: to the truth.", "",
+        "| fit | subjects × items | CPU s | iterations | r(a) | r(b) | RMSE b | r(theta) | items |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    ratios = []
+    for subjects, items in SIZES:
+        data, size = folder / "data.npz", f"{subjects} × {items}"
+        np.savez(data, **simulate(subjects, items))
+        found = {}
+        for method, (package, _) in METHODS.items():
+            found[method] = measured(sys.executable if package == "karat" else python, method, data, limit)
+            lines.append(line(method, size, found[method]))
+            print(lines[-1], flush=True)
+        ratios += [ratio_line(found, method, size, limit) for method in METHODS if method.startswith(PEERS)]
+    head = ["", f"CPU of each peer divided by that of {OURS!r} on the same data, in this run:", "",
+            "| peer | subjects × items | times the CPU | RMSE b, peer / karat | r(b), peer / karat |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    return lines + head + ratios
+
+
+def ratio_line(found: dict[str, dict[str, Any]], method: str, size: str, limit: int) -> str:
+    ours, theirs = found[OURS], found[method]
+    if "cpu" not in ours or "cpu" not in theirs:
+        known = "cpu" in ours and str(theirs.get("failed", "")).startswith("not finished")
+        what = f"not finished in {limit} s" if known else theirs.get("failed", "not installed")
+        return f"| {method} | {size} | {what} | - | - |"
+    return (
+        f"| {method} | {size} | {theirs['cpu'] / ours['cpu']:.0f} | "
+        f"{theirs['rmse_b']:.3f} / {ours['rmse_b']:.3f} | {theirs['r_b']:.4f} / {ours['r_b']:.4f} |"
+    )
+
+
+def write_section(title: str, lines: list[str]) -> None:
+    """Replace one section of the results, or add it."""
+    head = "# Item response theory: time, recovery, memory"
+    text = RESULT.read_text(encoding="utf-8") if RESULT.exists() else head
+    sections = {part.split("\n", 1)[0]: part.split("\n", 1)[1].strip() for part in text.split("\n## ")[1:]}
+    sections[title] = "\n".join([f"{platform.machine()}. {lines[0]}", *lines[1:]])
+    body = "".join(f"\n\n## {name}\n\n{section}" for name, section in sections.items())
+    RESULT.write_text(f"{head}{body}\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "--peers", default=sys.executable, help="a Python with py-irt, girth, theta-irt, mirt"
     )
     parser.add_argument("--limit", type=int, default=LIMIT, help="seconds of wall time for one fit")
+    parser.add_argument("--part", choices=("peers", "memory"), default="peers")
+    parser.add_argument("--big", action="store_true", help=f"{BIG[0]:,} × {BIG[1]:,} in the memory part")
     parser.add_argument("--one", nargs=2)
     arguments = parser.parse_args()
     if arguments.one:
-        one(arguments.one[0], Path(arguments.one[1]))
+        method, data = arguments.one[0], Path(arguments.one[1])
+        if method.startswith("memory "):
+            memory_case(method.removeprefix("memory "), data)
+        else:
+            one(method, data)
         return
-    lines = [
-        "# Item response theory: time, recovery, memory", "",
-        f"{platform.machine()}, one thread each; CPU seconds of the warm fit. r and RMSE: to the truth.", "",
-        "| fit | subjects × items | CPU s | iterations | r(a) | r(b) | RMSE b | r(theta) | items |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        for subjects, items in SIZES:
-            data = Path(folder) / "data.npz"
-            np.savez(data, **simulate(subjects, items))
-            for method, (package, _) in METHODS.items():
-                python = sys.executable if package == "karat" else arguments.peers
-                lines.append(
-                    line(method, f"{subjects} × {items}", measured(python, method, data, arguments.limit))
-                )
-                print(lines[-1], flush=True)
-        lines += ["", "Memory of the whole process, 5 % gaps, 2pl without standard errors:", "",
-                  "| subjects × items | responses | CPU s | peak MB |", "|---|---|---|---|"]  # fmt: skip
-        for subjects, items in MEMORY:
-            data = Path(folder) / "data.npz"
-            np.savez(data, **simulate(subjects, items, gaps=0.05))
-            found = measured(sys.executable, "karat 2pl", data, 600)
-            shown = f"{found['cpu']:.1f} | {found['memory']:.0f}" if "cpu" in found else f"{found} | "
-            lines.append(f"| {subjects} × {items} | {subjects * items * 0.95:,.0f} | {shown} |")
-            print(lines[-1], flush=True)
-    RESULT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        if arguments.part == "memory":
+            write_section("Memory", memory_lines(Path(folder), arguments.big))
+        else:
+            lines = peer_lines(Path(folder), arguments.peers, arguments.limit)
+            write_section("Time and recovery against public libraries", lines)
 
 
 if __name__ == "__main__":

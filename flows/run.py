@@ -12,6 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from karat.alarms import alarms
 from karat.config import Config, Loaded, load_config
+from karat.flows.items import clear_items
 from karat.flows.model import keep_model
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
@@ -19,6 +20,7 @@ from karat.flows.stale import claim
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, check_folders, gather, run_key
 from karat.length_correlation import length_correlations
+from karat.measured import item_scorers
 from karat.reasons import kind_of_reason
 from karat.record import MODEL, Record, finished, versions, write_record
 from karat.report import write_report
@@ -59,6 +61,7 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
     key = run_key(config)
     with record.stage("rows"):
         inputs = gather(loaded, store)
+    clear_items(config.out, [scorer.kind for scorer in item_scorers(config.scorers)])
     table = score_stage(loaded, inputs, store, record)
     selection = select_stage(config, table, record)
     export_stage(config, inputs, selection, record)
@@ -67,7 +70,7 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
         training = train_stage(config, inputs, selection, store, record)
     else:
         keep_model(None, config.out / MODEL)
-    done = _facts(config, inputs, selection, training, record.warnings)
+    done = _facts(config, inputs, selection, training, record)
     with record.stage("report"):
         # The report reads run.json; without a key it is the record of an unfinished run.
         write_record(config.out, done | finished(config.out, record))
@@ -82,7 +85,7 @@ def _facts(
     inputs: Inputs,
     selection: pl.DataFrame,
     training: dict[str, Any] | None,
-    notes: list[str],
+    record: Record,
 ) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     columns = config.score_columns()
@@ -103,11 +106,12 @@ def _facts(
         "counts": counts(config, inputs, selection),
         "warnings": [
             *inputs.warnings,
-            *notes,
+            *record.warnings,
             *(alarm.says for alarm in found),
         ],
         "alarms": [alarm.as_dict() for alarm in found],
         "statuses": status_counts(selection, [scorer.kind for scorer in config.scorers]),
+        "items": record.items,
         "vectors": [vector_facts(selection, name).as_dict() for name in vector_columns(selection)],
         "length_correlations": length_correlations(selection, texts, columns, settings["scorers"]),
         "group_column": config.data.columns.group,

@@ -10,9 +10,11 @@ import polars as pl
 from karat.chunked import Pending, cut, notes_on, pending, plan_fit, score_table
 from karat.config import Loaded
 from karat.deriving import derived_scorers, derived_table, scorers_of_reference
+from karat.flows.items import item_stage
 from karat.flows.tasks import run_chunks, run_fit
 from karat.inputs import Inputs, check_tokens
-from karat.parts import DerivedScorer, Scorer
+from karat.measured import content_scorers, item_scorers
+from karat.parts import Scorer
 from karat.progress import current
 from karat.record import Record
 from karat.score_engine import groups
@@ -23,7 +25,7 @@ from karat.store import Store
 def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) -> pl.DataFrame:
     """The score table of all scorers, in pool order; lengths first, so that budgets are judged early."""
     config = loaded.config
-    measuring = [scorer for scorer in config.scorers if not isinstance(scorer, DerivedScorer)]
+    measuring = content_scorers(config.scorers)
     works: dict[str, Pending] = {}
     try:
         for group in groups(sorted(measuring, key=lambda scorer: scorer.kind != "length")):
@@ -38,6 +40,8 @@ def score_stage(loaded: Loaded, inputs: Inputs, store: Store, record: Record) ->
         release()  # training may follow, and needs the memory
         shutil.rmtree(store.work(), ignore_errors=True)
     table = score_table(inputs.view, [works[scorer.kind] for scorer in measuring], store)
+    for item_scorer in item_scorers(config.scorers):
+        table = item_stage(item_scorer, table, inputs.view, store, config.out, record)
     return _derive(config.scorers, table, inputs.view, reference, record)
 
 
@@ -65,7 +69,7 @@ def _derive(
     """Derived columns are cheap and depend on the whole table, so they are always computed anew."""
     derived = derived_scorers(scorers)
     if not derived:
-        return table
+        return derived_table(scorers, table, view, reference)
     stage = f"score {', '.join(scorer.kind for scorer in derived)}"
     with record.stage(stage) as timing:
         timing.note = "from " + ", ".join(dict.fromkeys(name for part in derived for name in part.sources()))

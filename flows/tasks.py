@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -13,8 +14,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 
 from karat.chunked import Chunk, Fit, fit_file, score_file
+from karat.fitting import Fitting
 from karat.interrupts import telling_waiters
+from karat.measured import keep_measured, measure
+from karat.parts import ItemScorer
 from karat.progress import current, rate, spending, ticker
+from karat.registry import load
+from karat.score_engine import cores
 
 HEAR_SECONDS = 0.3
 
@@ -33,6 +39,20 @@ def score_chunk_task(chunk: Chunk, name: str) -> tuple[int, int]:
 def fit_task(fit: Fit, name: str) -> str:
     """Learn from the whole pool what a scorer's rows need."""
     return fit_file(fit, ticker(name, "steps"))
+
+
+@task(name="measure items", task_run_name="{name}", **plain)  # type: ignore[call-overload, untyped-decorator]
+def measure_task(scorer: Mapping[str, Any], folder: str, name: str) -> None:
+    """Measure all items of a table of responses, into a folder of the store."""
+    part: ItemScorer = load(dict(scorer), ItemScorer)
+    keep_measured(measure(part, Fitting(cores(), ticker(name, "steps"))), Path(folder))
+
+
+def run_measure(scorer: Mapping[str, Any], folder: str, stage: str) -> None:
+    """Measure on the flow's task runner, so that Ctrl-C is heard."""
+    current().start(stage, 0, "items")
+    for ended in as_finished([measure_task.submit(scorer, folder, stage)]):
+        ended.result()
 
 
 def run_fit(fit: Fit, stage: str) -> str:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from karat.scorers.donod import Donod as Donod
     from karat.scorers.dsir import Dsir as Dsir
     from karat.scorers.embedding import Embedding as Embedding
+    from karat.scorers.glicko2.model import Glicko2 as Glicko2
     from karat.scorers.ifd import Ifd as Ifd
     from karat.scorers.judge import Judge as Judge
+    from karat.scorers.irt.irt import Irt as Irt
     from karat.scorers.length import Length as Length
     from karat.scorers.length_control import LengthControl as LengthControl
     from karat.scorers.loss import Loss as Loss
@@ -44,6 +46,8 @@ MEMBERS = {
     "perplexity": "karat.scorers.perplexity:Perplexity",
     "cross_entropy_difference": "karat.scorers.cross_entropy_difference:CrossEntropyDifference",
     "dsir": "karat.scorers.dsir:Dsir",
+    "glicko2": "karat.scorers.glicko2.model:Glicko2",
+    "irt": "karat.scorers.irt.irt:Irt",
     "judge": "karat.scorers.judge:Judge",
     "embedding": "karat.scorers.embedding:Embedding",
     "reward_model": "karat.scorers.reward_model:RewardModel",

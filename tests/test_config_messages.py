@@ -37,7 +37,7 @@ def problem(text: str) -> str:
         (
             "{path: p.jsonl}",
             "{kind: sql}",
-            "c.yaml:2, key data: unknown kind 'sql'; known: file, hub, harvest",
+            "c.yaml:2, key data: unknown kind 'sql'; known: file, hub, harvest, leaderboard",
         ),
         ("{kind: length}", "null", "c.yaml:6, key scorers.1: must be a mapping of keys, not None"),
         (

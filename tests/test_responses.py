@@ -156,7 +156,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
 
 def test_nothing_is_there(tmp_path: Path) -> None:
     assert len(responses(TABLE.clear())) == 0
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="no file or folder"):
         responses(tmp_path / "none.csv")
     with pytest.raises(DataError, match="no files"):
         responses(tmp_path)

@@ -2,69 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, field_validator
 
-from karat.errors import ScoreError
-from karat.scorers.glicko2.rating import Games, Start, by_name, periods, rated
-
-
-@dataclass(frozen=True, eq=False)
-class Glicko2Fit:
-    """Ratings after the last period."""
-
-    players: pl.DataFrame
-    """`player`, `role` (player, subject or item), `rating`, `deviation`, `volatility`, `games`."""
-
-    @property
-    def items(self) -> pl.DataFrame:
-        """Items alone: `item`, `rating` (its difficulty), `deviation`, `volatility`, `games`."""
-        return self._role("item")
-
-    @property
-    def subjects(self) -> pl.DataFrame:
-        """Subjects alone: `subject`, `rating` (its ability), `deviation`, `volatility`, `games`."""
-        return self._role("subject")
-
-    @property
-    def ratings(self) -> dict[str, float]:
-        """Rating by player."""
-        return by_name(self.players, "rating")
-
-    @property
-    def deviations(self) -> dict[str, float]:
-        """Rating deviation by player."""
-        return by_name(self.players, "deviation")
-
-    @property
-    def volatilities(self) -> dict[str, float]:
-        """Volatility by player."""
-        return by_name(self.players, "volatility")
-
-    def _role(self, role: str) -> pl.DataFrame:
-        return self.players.filter(pl.col("role") == role).drop("role").rename({"player": role})
+from karat.errors import ConfigError
+from karat.fitting import Fitting
+from karat.measured import Measured
+from karat.parts import ItemScorer
+from karat.scorers.glicko2.games import against_items, between_players
+from karat.scorers.glicko2.outcome import Glicko2Fit
+from karat.scorers.glicko2.periods import with_periods
+from karat.scorers.glicko2.rating import Games, Start, rated
+from karat.scorers.responses.source import ResponsesSource
 
 
-class Glicko2(BaseModel):
+class Glicko2(ItemScorer):
     """Glicko-2 ratings: of players from games, or of items and subjects from responses.
 
     In a response the subject plays against the item and wins if it is right, so an item's rating is its
-    difficulty on the scale of the subjects' ability. Glickman's steps 1 to 8 for each rating period, with the
-    volatility iterated to the last bits: the worked example gives sigma' = 0.0599959844. All games of a
-    period count from the ratings before it; their order changes no bit. Periods without a game widen a
-    player's deviation.
+    difficulty on the scale of the subjects' ability: glicko2.difficulty (rating points, 1500 where nothing
+    is known), glicko2.difficulty_se (the rating deviation), glicko2.difficulty_quantile (share of easier
+    items), glicko2.difficulty_unit (0 the easiest, 1 the hardest, with _se), glicko2.games.
+
+    Glickman's steps 1 to 8 for each rating period, with the volatility iterated to the last bits: the worked
+    example gives 1464.050671, 151.516524 and sigma' = 0.0599959844. All games of a period count from the
+    ratings before it; their order changes no bit. Periods without a game widen a player's deviation.
+
+    Periods matter: within one, everybody is met at the rating from before it. In a single period a difficulty
+    is the share of wrong answers on another scale, whoever answered; over many it takes account of who did.
+    Glickman advises ten to fifteen games per player and period.
 
     Glickman 2012 (2022), "Example of the Glicko-2 system". Public code differs: glicko2 2.1.0 on PyPI
-    iterates the volatility with the rating in place of the deviation in step 5, and skelo, with which
-    Easy2Hard-Bench rated its problems, plays every game as a period of its own, so that their order matters.
+    iterates the volatility with the rating in place of the deviation in step 5 (sigma' = 0.0599934232 in the
+    worked example); skelo, with which Easy2Hard-Bench rated its problems, builds on it, plays every game as a
+    period of its own, so that the order matters, and predicts with g(RD1) sqrt(RD1² + RD2²) where Glickman
+    has g(sqrt(RD1² + RD2²)). Easy2Hard-Bench then shifts and stretches ratings to a range of 2000 between the
+    first and the last percentile; its map to [0, 1] is not published, and ours is defined in
+    `karat.scorers.difficulty.scale`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: ClassVar[str] = "glicko2"
+    summary: ClassVar[str] = "Difficulty of items as Glicko-2 ratings: subjects play against items."
+    formula: ClassVar[str] = (
+        "mu' = mu + phi'² sum_j g(phi_j) (s_j - E_j),  E_j = 1 / (1 + exp(-g(phi_j) (mu - mu_j))),\n"
+        "1 / phi'² = 1 / (phi² + sigma'²) + sum_j g(phi_j)² E_j (1 - E_j),  rating = 173.7178 mu + 1500"
+    )
+    paper: ClassVar[str] = "Glickman 2012 (revised 2022), Example of the Glicko-2 system, steps 1 to 8"
 
+    responses: ResponsesSource | None = Field(
+        None, description="who answered what: a path, or {path, subject, item, correct, time, ...}"
+    )
     tau: float = Field(0.5, gt=0, le=10, description="how much the volatility may change; 0.3 to 1.2")
     rating: float = Field(1500.0, ge=-1e5, le=1e5, description="rating before the first game")
     deviation: float = Field(350.0, gt=0, le=1e5, description="rating deviation before the first game")
@@ -72,10 +62,37 @@ class Glicko2(BaseModel):
     most_deviation: float | None = Field(None, gt=0, description="the deviation never grows beyond this")
     period: int | str | None = Field(
         None,
-        description="games of one period: a number, or a duration (1d, 1w); default: all, or `time`",
+        description="games of a period: a number, or a duration (1d, 1w); default: whole times, or all",
+    )
+    shuffle: int | None = Field(
+        None, ge=0, description="seed: deal the games at random into periods of `period` games"
     )
 
-    def fit(self, games: Any, *, start: Glicko2Fit | pl.DataFrame | None = None) -> Glicko2Fit:
+    @field_validator("period")
+    @classmethod
+    def _some_games(cls, period: int | str | None) -> int | str | None:
+        if isinstance(period, int) and period < 1:
+            raise ValueError("a period has one game at least")
+        return period
+
+    def columns(self) -> dict[str, pl.DataType]:
+        """Rating and deviation of each item, also as quantile and on [0, 1], and how often it was played."""
+        numbers = ("", "_se", "_quantile", "_unit", "_unit_se")
+        return {
+            **{f"glicko2.difficulty{name}": pl.Float64() for name in numbers},
+            "glicko2.games": pl.Int64(),
+        }
+
+    def environment(self) -> dict[str, str]:
+        """The responses' digest; the order of responses in memory counts where it decides the periods."""
+        if self.responses is None:
+            return {}
+        by_order = isinstance(self.period, int) and self.shuffle is None
+        return {"responses": self.responses.digest(ordered=by_order)}
+
+    def fit(  # type: ignore[override]  # games, in place of responses of one form
+        self, games: Any, *, start: Glicko2Fit | pl.DataFrame | None = None
+    ) -> Glicko2Fit:
         """Rate everyone who plays.
 
         games: a frame with `player`, `opponent`, `score` (1 won, 0 lost, 0.5 drawn) and perhaps `time`, or
@@ -84,11 +101,22 @@ class Glicko2(BaseModel):
 
         Raises ScoreError and DataError naming the row for a bad score, a player against itself, no name.
         """
-        found = self._games(games)
         before = start.players if isinstance(start, Glicko2Fit) else start
         cap = np.inf if self.most_deviation is None else self.most_deviation
         initial = Start(self.rating, self.deviation, self.volatility)
-        return Glicko2Fit(rated(found, self.tau, cap, initial, before))
+        return Glicko2Fit(rated(self._games(games), self.tau, cap, initial, before))
+
+    def measure(self, fitting: Fitting) -> Measured:
+        """Rate the items of `responses`; raises ConfigError without any, DataError for bad ones."""
+        from karat.scorers.glicko2.measuring import measured
+
+        if self.responses is None:
+            raise ConfigError(
+                "needs `responses`: who answered which item, and how well",
+                where="scorer glicko2",
+                hint="`responses: path/to/responses.parquet` with columns subject, item, correct",
+            )
+        return measured(self, self.responses, fitting)
 
     def _games(self, games: Any) -> Games:
         from karat.scorers.responses.reading import responses
@@ -98,45 +126,7 @@ class Glicko2(BaseModel):
         if not isinstance(games, str | Responses | np.ndarray) and hasattr(games, "columns"):
             frame = as_polars(games, column_names(games))
             if {"player", "opponent", "score"} <= set(frame.columns):
-                return _between_players(frame, self.period)
+                time = frame["time"] if "time" in frame.columns else None
+                return with_periods(between_players(frame), time, self.period, self.shuffle)
         table = responses(games)
-        players = pl.DataFrame(
-            {
-                "player": pl.concat([table.subjects, table.items]),
-                "role": ["subject"] * len(table.subjects) + ["item"] * len(table.items),
-            },
-            schema={"player": pl.String, "role": pl.String},
-        )
-        item = table.item + np.int32(len(table.subjects))
-        when = periods(table.time, len(table), self.period)
-        return Games(players, table.subject, item, table.grade.astype(np.float64), when)
-
-
-def _between_players(frame: pl.DataFrame, period: int | str | None) -> Games:
-    for name in ("player", "opponent"):
-        if frame[name].null_count():
-            row = int(frame[name].is_null().arg_true()[0])
-            raise ScoreError(f"there is no {name}", where=f"games, row {row + 1:,}")
-    frame = frame.with_columns(pl.col("player", "opponent").cast(pl.String))
-    same = (frame["player"] == frame["opponent"]).arg_true()
-    if len(same):
-        raise ScoreError(
-            f"{frame['player'][same[0]]!r} plays against itself", where=f"games, row {same[0] + 1:,}"
-        )
-    score = frame["score"].cast(pl.Float64, strict=False)
-    wrong = (score.is_null() | score.is_nan() | (score < 0) | (score > 1)).arg_true()
-    if len(wrong):
-        raise ScoreError(
-            f"{frame['score'][wrong[0]]!r} is no score",
-            where=f"games, row {wrong[0] + 1:,}",
-            hint="1 for a win, 0 for a loss, 0.5 for a draw",
-        )
-    names = pl.concat([frame["player"], frame["opponent"]]).unique().sort()
-    places = {
-        name: frame[name].replace_strict(names, pl.int_range(len(names), eager=True))
-        for name in ("player", "opponent")
-    }
-    players = pl.DataFrame({"player": names}).with_columns(role=pl.lit("player"))
-    one, other = (places[name].cast(pl.Int32).to_numpy() for name in ("player", "opponent"))
-    time = frame["time"] if "time" in frame.columns else None
-    return Games(players, one, other, score.to_numpy(), periods(time, frame.height, period))
+        return with_periods(against_items(table), table.time, self.period, self.shuffle)

@@ -1,9 +1,9 @@
-"""From games to ratings: periods, canonical order, and the table of players afterwards."""
+"""From games to ratings: canonical order, and the table of players afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -40,6 +40,10 @@ class Games:
     period: NDArray[np.int64]
     """[n] from 0; periods without games count."""
 
+    def with_period(self, period: NDArray[np.int64]) -> Games:
+        """The same games in these periods."""
+        return replace(self, period=period)
+
 
 def rated(games: Games, tau: float, cap: float, start: Start, before: pl.DataFrame | None) -> pl.DataFrame:
     """`player`, `role`, `rating`, `deviation`, `volatility`, `games`, at the end of the last period.
@@ -54,14 +58,11 @@ def rated(games: Games, tau: float, cap: float, start: Start, before: pl.DataFra
     last, played = np.full(count, -1, np.int64), np.zeros(count, np.int64)
     if before is not None:
         _go_on(games.players, before, mu, phi, sigma, played)
-    swap = games.one > games.other
-    first, second = np.where(swap, games.other, games.one), np.where(swap, games.one, games.other)
-    score = np.where(swap, 1.0 - games.score, games.score)
-    order = np.lexsort((score, second, first, games.period))
-    numbers, starts = np.unique(games.period[order], return_index=True)
-    starts = np.append(starts, order.size)
+    first, second, score, period = canonical(games)
+    numbers, starts = np.unique(period, return_index=True)
+    starts = np.append(starts, period.size)
     state = (mu, phi, sigma, last, played)
-    kernels.periods(starts, numbers, first[order], second[order], score[order], tau, cap / SCALE, *state)
+    kernels.periods(starts, numbers, first, second, score, tau, cap / SCALE, *state)
     if numbers.size:
         idle = np.maximum(0, numbers[-1] - last)
         phi = np.where(idle > 0, np.minimum(cap / SCALE, np.sqrt(phi**2 + idle * sigma**2)), phi)
@@ -71,6 +72,18 @@ def rated(games: Games, tau: float, cap: float, start: Start, before: pl.DataFra
         volatility=pl.Series(sigma),
         games=pl.Series(played),
     )
+
+
+def canonical(games: Games) -> tuple[Codes, Codes, NDArray[np.float64], NDArray[np.int64]]:
+    """Players in the order of their numbers, games by period, players and score.
+
+    Sums of a period are then taken in one order, whatever the order in which the games came.
+    """
+    swap = games.one > games.other
+    first, second = np.where(swap, games.other, games.one), np.where(swap, games.one, games.other)
+    score = np.where(swap, 1.0 - games.score, games.score)
+    order = np.lexsort((score, second, first, games.period))
+    return first[order], second[order], score[order], games.period[order]
 
 
 def _go_on(
@@ -92,49 +105,6 @@ def _go_on(
     phi[known] = found["deviation"].to_numpy()[known] / SCALE
     sigma[known] = found["volatility"].to_numpy()[known]
     played[known] = found["games"].to_numpy()[known]
-
-
-def periods(time: pl.Series | None, count: int, length: int | str | None) -> NDArray[np.int64]:
-    """The period of each of `count` games.
-
-    length: None: all games are one period, unless there are times that are whole numbers, which are periods;
-    a number: so many games, in order of time, or as they come; a duration ("1w", "1mo"): by calendar.
-    """
-    if length is None:
-        if time is not None and time.dtype.is_integer():
-            return np.asarray(time.cast(pl.Int64).to_numpy() - int(time.min() or 0))  # type: ignore[arg-type]
-        return np.zeros(count, np.int64)
-    if isinstance(length, int):
-        order = np.arange(count) if time is None else time.arg_sort().to_numpy()
-        found = np.empty(count, np.int64)
-        found[order] = np.arange(count) // length
-        return found
-    if time is None:
-        raise ScoreError(
-            f"periods of {length!r} need the time of each game", hint="name its column: `time: …`"
-        )
-    return _calendar(time, length)
-
-
-def _calendar(time: pl.Series, length: str) -> NDArray[np.int64]:
-    if time.dtype == pl.String:
-        try:
-            time = time.str.to_datetime(strict=True)
-        except pl.exceptions.PolarsError as error:
-            problem = str(error).splitlines()[0]
-            raise ScoreError(
-                f"times are not understood: {problem}", hint="2024-05-01 or 2024-05-01T12:00:00"
-            ) from None
-    if not time.dtype.is_temporal():
-        raise ScoreError(f"periods of {length!r} need dates, and times are {time.dtype}")
-    try:
-        begins = time.dt.truncate(length)
-        every: pl.Series = pl.datetime_range(begins.min(), begins.max(), length, eager=True)  # type: ignore[arg-type]
-    except (pl.exceptions.PolarsError, ValueError) as error:
-        raise ScoreError(
-            f"{length!r} is no duration: {str(error).splitlines()[0]}", hint="1d, 1w, 1mo, 1q, 1y"
-        ) from None
-    return np.asarray(every.search_sorted(begins.cast(every.dtype)), np.int64)
 
 
 def by_name(table: pl.DataFrame, column: str, order: Sequence[str] = ()) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from karat.errors import DataError
-from karat.scorers.irt.response_source import MISSING, Floats, ResponseSource
+from karat.scorers.irt.response_source import MISSING, Floats, NoEstimatesError, ResponseSource
 
 EXACT_ERRORS = 100
 """Up to this many items the Hessian is computed, by differences of the exact gradient."""
@@ -76,7 +76,7 @@ def _informative(source: ResponseSource) -> tuple[NDArray[np.int8], NDArray[np.b
         bad_rows = (right.sum(1) == 0) | (right.sum(1) == answered.sum(1))
         bad_items = (right[~bad_rows].sum(0) == 0) | (right[~bad_rows].sum(0) == answered[~bad_rows].sum(0))
         if bad_rows.size == 0 or bad_rows.all() or bad_items.all():
-            raise DataError(
+            raise NoEstimatesError(
                 "no subject has both right and wrong responses to items that differ",
                 where="responses",
                 hint="the conditional likelihood needs them; try the marginal one (model: rasch)",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from importlib.metadata import version
+from typing import Any, ClassVar, Literal
 
+import polars as pl
 from pydantic import Field, model_validator
 
-from karat.parts import Part
+from karat.errors import ConfigError
+from karat.fitting import Fitting
+from karat.measured import Measured
+from karat.parts import ItemScorer
 from karat.scorers.irt.abilities import Method
 from karat.scorers.irt.conditional_fit import fit_conditional
 from karat.scorers.irt.marginal_fit import fit_marginal
@@ -17,9 +22,10 @@ from karat.scorers.irt.outcome import IrtFit, IrtWarning
 from karat.scorers.irt.priors import Normal, Prior, Priors
 from karat.scorers.irt.response_source import ResponseSource, read_source
 from karat.scorers.irt.standard_errors import JOINT_LIMIT
+from karat.scorers.responses.source import ResponsesSource
 
 
-class Irt(Part):
+class Irt(ItemScorer):
     """Abilities of subjects and difficulties of items from who solved what (item response theory).
 
         P(subject i solves item j) = c_j + (u_j - c_j) / (1 + exp(-(a_j theta_i + d_j))),   b_j = -d_j / a_j
@@ -38,6 +44,12 @@ class Irt(Part):
 
     Raises DataError for responses that are not 0, 1 or missing, and for tables from which nothing can be
     estimated.
+
+    As a scorer it reads `responses` and joins to each row, by id: irt.difficulty and its standard error _se,
+    irt.difficulty_quantile (share of easier items), irt.difficulty_unit (0 the easiest item, 1 the hardest,
+    with _se; see `karat.scorers.difficulty.scale`), irt.discrimination (a), irt.guessing (c), irt.upper (u).
+    The two scales are over all items of the responses, whichever are among the rows. irt.status says why an
+    item has no value. Standard errors are columns unless `standard_errors` is none or `dimensions` above 1.
     """
 
     summary: ClassVar[str] = "difficulty, discrimination and ability from a table of who solved what"
@@ -46,6 +58,9 @@ class Irt(Part):
     )
     paper: ClassVar[str] = "Bock and Aitkin 1981, marginal maximum likelihood by EM, Psychometrika 46"
 
+    responses: ResponsesSource | None = Field(
+        default=None, description="who answered what: a path, or {path, subject, item, correct, ...}"
+    )
     model: Literal["rasch", "1pl", "2pl", "3pl", "4pl"] = Field(
         default="2pl", description="rasch (slope 1), 1pl (common slope), 2pl, 3pl (guessing), 4pl (and slips)"
     )
@@ -71,6 +86,14 @@ class Irt(Part):
         description="auto: a GPU from 20 million responses; torch-cpu: the GPU's sums, on the CPU (slow)",
     )
     few: int = Field(default=30, ge=0, description="items with fewer responses are flagged")
+
+    heldout: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="share of responses that a second fit has to predict, to check this one; 0 = off",
+    )
+    seed: int = Field(default=0, ge=0, description="draws the responses that are held out")
 
     @model_validator(mode="after")
     def _priors_fit(self) -> Irt:
@@ -102,16 +125,45 @@ class Irt(Part):
         """Priors of a, d, c and u."""
         return (self.slope_prior, self.intercept_prior, self.guessing_prior, self.upper_prior)
 
-    def fit(self, responses: object) -> IrtFit:
+    def columns(self) -> dict[str, pl.DataType]:
+        """Difficulty on three scales, standard errors where there are any, and what the model has beside."""
+        errors = self.standard_errors != "none" and self.dimensions == 1
+        names = ["difficulty", "difficulty_quantile", "difficulty_unit", "discrimination"]
+        names += ["difficulty_se", "difficulty_unit_se"] if errors else []
+        names += {"3pl": ["guessing"], "4pl": ["guessing", "upper"]}.get(self.model, [])
+        return {f"irt.{name}": pl.Float64() for name in names}
+
+    def environment(self) -> dict[str, str]:
+        """The libraries that decide the numbers, and the digest of the responses."""
+        libraries = {name: version(name) for name in ("numpy", "scipy", "numba", "scikit-learn")}
+        return libraries if self.responses is None else {**libraries, "responses": self.responses.digest()}
+
+    def measure(self, fitting: Fitting) -> Measured:
+        """Fit `responses`; raises ConfigError without any, DataError for bad ones."""
+        from karat.scorers.irt.measuring import measured
+
+        if self.responses is None:
+            raise ConfigError(
+                "needs `responses`: who answered which item, and whether it was right",
+                where="scorer irt",
+                hint="`responses: path/to/responses.parquet` with columns subject, item, correct",
+            )
+        return measured(self, self.responses, fitting)
+
+    def fit(self, responses: Any) -> IrtFit:  # type: ignore[override]  # responses, in place of a pool
         """Fit a response table: a frame with subject, item, correct, or a subjects × items matrix.
 
+        responses: also `Responses`, a `ResponsesSource` or a path, as karat.scorers.responses reads them.
         Warns (IrtWarning) where the estimates have not converged within `max_iterations`, and where able
         subjects were given harder or easier items.
         """
-        source = read_source(responses)
-        fitted = self._route()(self, source)
+        fitted = self.fit_quietly(responses)
         if not fitted.converged:
             warnings.warn(f"irt: {fitted.notes[0]}", IrtWarning, stacklevel=2)
         if fitted.assignment.suspicious:
             warnings.warn(f"irt: {fitted.assignment.note()}", IrtWarning, stacklevel=2)
         return fitted
+
+    def fit_quietly(self, responses: Any) -> IrtFit:
+        """The same without warnings; what they say is among the fit's notes."""
+        return self._route()(self, read_source(responses))

@@ -18,7 +18,7 @@ from karat.scorers.irt.item_table import flags_of, item_table
 from karat.scorers.irt.outcome import IrtFit
 from karat.scorers.irt.posterior import Posterior, adapted_posterior
 from karat.scorers.irt.response_blocks import Responses, pack
-from karat.scorers.irt.response_source import Floats, Ints, ResponseSource
+from karat.scorers.irt.response_source import Floats, Ints, NoEstimatesError, ResponseSource
 from karat.scorers.irt.standard_errors import JOINT_LIMIT, item_covariances
 from karat.scorers.irt.start_values import start_values
 from karat.scorers.irt.subject_table import subject_table
@@ -52,7 +52,7 @@ def kept_items(irt: Irt, answered: Ints, solved: Ints) -> NDArray[np.bool_]:
         return keep
     if not answered.sum():
         raise DataError("there are no responses", where="responses", hint="give rows with correct 0 or 1")
-    raise DataError(
+    raise NoEstimatesError(
         f"no item has both right and wrong responses ({solved.sum()} of {answered.sum()} are right)",
         where="responses",
         hint="add subjects of other abilities, or give the intercepts a prior",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from karat.errors import DataError, closest
+from karat.scorers.responses.reading import responses as read_responses
+from karat.scorers.responses.source import ResponsesSource
+from karat.scorers.responses.table import Responses as Table
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -22,6 +26,10 @@ MISSING = -1
 WHERE = "responses"
 COLUMNS = ("subject", "item", "correct")
 _ROWS_AT_ONCE = 1 << 22
+
+
+class NoEstimatesError(DataError):
+    """There are responses, but no item has both right and wrong ones."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +81,18 @@ class ResponseSource:
         """Columns first to last of the matrix as 0, 1 and MISSING; raises DataError for another value."""
         if self.matrix is None:
             return self._dense()[:, first:last]
-        block = self.matrix[:, first:last]
-        if block.dtype == bool:
-            return block.astype(np.int8)
-        gap = np.isnan(block) if block.dtype.kind == "f" else block < 0
-        wrong = ~(gap | (block == 0) | (block == 1))
-        if wrong.any():
-            row, column = (int(at) for at in np.argwhere(wrong)[0])
-            raise DataError(
-                f"a response is {block[row, column]}, expected 0, 1 or a gap",
-                where=f"{WHERE}, row {row}, column {first + column}",
-                hint="grades between 0 and 1 have to be turned into right or wrong first",
-            )
-        return np.where(gap, MISSING, block).astype(np.int8)
+        return _checked(self.matrix[:, first:last], 0, first)
+
+    def row_codes(self, first: int, last: int) -> NDArray[np.int8]:
+        """Rows first to last, likewise; only for responses that are a matrix."""
+        if self.matrix is None:
+            raise DataError("the responses are a list, not a matrix", where=WHERE)
+        return _checked(self.matrix[first:last], first, 0)
+
+    def row_blocks(self) -> list[tuple[int, int]]:
+        """Ranges of subjects with some millions of cells each."""
+        n, step = len(self.subjects), max(1, _ROWS_AT_ONCE // max(len(self.items), 1))
+        return [(first, min(first + step, n)) for first in range(0, n, step)]
 
     def listed(self) -> Pairs:
         """subject, item, correct of every response, sorted by subject, then item."""
@@ -102,18 +109,45 @@ class ResponseSource:
         return codes
 
 
+def _checked(block: NDArray[Any], row: int, column: int) -> NDArray[np.int8]:
+    """0, 1 and MISSING; row, column: where the block stands in the matrix."""
+    if block.dtype == bool:
+        return block.astype(np.int8)
+    gap = np.isnan(block) if block.dtype.kind == "f" else block < 0
+    wrong = ~(gap | (block == 0) | (block == 1))
+    if wrong.any():
+        at = tuple(int(place) for place in np.argwhere(wrong)[0])
+        raise DataError(
+            f"a response is {block[at]}, expected 0, 1 or a gap",
+            where=f"{WHERE}, row {row + at[0]}, column {column + at[1]}",
+            hint="grades between 0 and 1 have to be turned into right or wrong first",
+        )
+    return np.where(gap, MISSING, block).astype(np.int8)
+
+
 def read_source(responses: object, items: pl.Series | None = None) -> ResponseSource:
     """Check a response table and bring it into the order of its ids.
 
-    responses: a polars DataFrame with the columns subject, item and correct (0, 1, true, false; null or
-    NaN = missing), or a [subjects, items] numpy array (NaN, or a negative integer, = missing), whose
-    subjects and items are then called "0", "1", ... items: the items of an earlier fit, which the table
-    must not go beyond. Raises DataError that names the first bad row.
+    responses: a frame (polars, pandas, Arrow) with the columns subject, item and correct (0, 1, true, false;
+    null or NaN = missing); a [subjects, items] numpy array (NaN, or a negative integer, = missing; it may be
+    a memory-mapped file), whose subjects and items are then called "0", "1", ...; `Responses` or a
+    `ResponsesSource` of karat.scorers.responses, or a path as these read it. items: the items of an earlier
+    fit, which the table must not go beyond. Raises DataError that names the first bad row.
     """
     if isinstance(responses, ResponseSource):
         return responses
+    if isinstance(responses, str | Path):
+        responses = read_responses(responses)
+    if isinstance(responses, ResponsesSource):
+        responses = responses.read()
+    if isinstance(responses, Table):
+        return _from_table(responses) if items is None else _from_frame(responses.binary().frame(), items)
     if isinstance(responses, pl.LazyFrame):
         responses = responses.collect()
+    if not isinstance(responses, pl.DataFrame | np.ndarray) and hasattr(responses, "columns"):
+        from karat.selecting import as_polars, column_names
+
+        responses = as_polars(responses, column_names(responses))
     if isinstance(responses, pl.DataFrame):
         return _from_frame(responses, items)
     if isinstance(responses, np.ndarray):
@@ -123,6 +157,32 @@ def read_source(responses: object, items: pl.Series | None = None) -> ResponseSo
         where=WHERE,
         hint="give a table with the columns subject, item and correct, or a subjects × items matrix",
     )
+
+
+def _from_table(table: Table) -> ResponseSource:
+    """Codes as they are, as the names are in order already; eight bytes more for each response of a list."""
+    table = table.binary()
+    n, width = len(table), len(table.items)
+    names = table.subjects.rename("subject"), table.items.rename("item")
+    if n and len(table.subjects) * width <= 4 * n:
+        codes = np.full(len(table.subjects) * width, MISSING, np.int8)
+        for first in range(0, n, _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
+            codes[table.subject[part].astype(np.int64) * width + table.item[part]] = table.grade[part]
+        if int((codes != MISSING).sum()) == n:
+            return ResponseSource(*names, matrix=codes.reshape(-1, width))
+    key = table.subject.astype(np.int64)
+    key *= width
+    key += table.item
+    key *= 2
+    key += table.grade == 1
+    key.sort()
+    correct = (key & 1).astype(np.int8)
+    key >>= 1
+    repeats = int((key[1:] == key[:-1]).sum())
+    item = (key % max(width, 1)).astype(np.int32)
+    key //= max(width, 1)
+    return ResponseSource(*names, pairs=(key.astype(np.int32), item, correct), repeats=repeats)
 
 
 def _from_matrix(matrix: NDArray[Any], items: pl.Series | None) -> ResponseSource:

@@ -13,14 +13,14 @@ import torch
 from karat.errors import ScoreError
 
 if TYPE_CHECKING:
-    from karat.scorers.model.source import ModelScorer
+    from karat.scorers.model.source import ModelSource
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 SUCH_ADAPTER = "a folder with adapter_config.json and adapter_model.safetensors, of a kind that merges (LoRA)"
 SUCH = "a folder with config.json, model.safetensors and a tokenizer, or a Hub id of such"
 
 
-def from_files(scorer: ModelScorer, device: torch.device, kind: str) -> tuple[Any, Any]:
+def from_files(scorer: ModelSource, device: torch.device, kind: str) -> tuple[Any, Any]:
     """(model, tokenizer) of a scorer on one device, in evaluation mode; raises ScoreError."""
     name = str(scorer.model)
     how: dict[str, Any] = {"trust_remote_code": scorer.trust_remote_code, "revision": scorer.revision}
@@ -171,13 +171,13 @@ def with_adapter(model: Any, adapter: str, *, merge: bool) -> Any:
         raise _cannot_load("adapter", adapter, error, SUCH_ADAPTER) from error
 
 
-def _dtype(scorer: ModelScorer, device: torch.device) -> Any:
+def _dtype(scorer: ModelSource, device: torch.device) -> Any:
     if scorer.dtype != "auto":
         return getattr(torch, scorer.dtype)
     return torch.float32 if device.type == "cpu" else "auto"
 
 
-def _quantised(scorer: ModelScorer, device: torch.device) -> dict[str, Any]:
+def _quantised(scorer: ModelSource, device: torch.device) -> dict[str, Any]:
     if scorer.quantization is None:
         return {}
     if find_spec("bitsandbytes") is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from karat.scorers.model.loading import Asked, Replicas
-    from karat.scorers.model.source import ModelScorer
+    from karat.scorers.model.source import ModelSource
 
 
 class Held:
@@ -21,7 +21,7 @@ class Held:
     used in between. Scorers of one model share it.
     """
 
-    def __init__(self, scorer: ModelScorer, kind: str = "causal") -> None:
+    def __init__(self, scorer: ModelSource, kind: str = "causal") -> None:
         self.scorer = scorer
         self.kind = kind
 

@@ -21,7 +21,7 @@ from karat.scorers.model.probe import probe
 from karat.scorers.model.runner import Runner
 
 if TYPE_CHECKING:
-    from karat.scorers.model.source import Loaded, ModelScorer
+    from karat.scorers.model.source import Loaded, ModelSource
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 32_768}
 """Padded tokens in a batch; halved where memory runs out."""
@@ -86,7 +86,7 @@ def evaluating(model: Any) -> Iterator[None]:
                     module.training = True
 
 
-def load(scorer: ModelScorer, kind: str = "causal") -> Replicas:
+def load(scorer: ModelSource, kind: str = "causal") -> Replicas:
     """Load the model of a scorer on every device that it may use; raises ScoreError.
 
     kind: "causal" (a decoder with a head over the vocabulary), "base" (hidden states only) or "classifier".
@@ -116,7 +116,7 @@ def devices(wish: str) -> list[torch.device]:
     return chosen
 
 
-def _replica(model: Any, tokenizer: Any, device: torch.device, scorer: ModelScorer, kind: str) -> Asked:
+def _replica(model: Any, tokenizer: Any, device: torch.device, scorer: ModelSource, kind: str) -> Asked:
     tokens = scorer.batch_tokens or BATCH_TOKENS.get(device.type, 8_192)
     runner: Runner | MaskedRunner
     if kind == "classifier":
@@ -144,7 +144,7 @@ def _positions(model: Any) -> int | None:
     return known if isinstance(known, int) and known > 1 else None
 
 
-def _from_python(scorer: ModelScorer, loaded: Loaded) -> list[tuple[torch.device, Any, Any]]:
+def _from_python(scorer: ModelSource, loaded: Loaded) -> list[tuple[torch.device, Any, Any]]:
     """A model from Python, where it is and as it is; copies of it on other devices."""
     model, tokenizer = loaded.model, loaded.tokenizer
     here = next(model.parameters()).device

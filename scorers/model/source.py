@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_serializer, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from karat.parts import Scorer
+from karat.parts import Part, Scorer
 from karat.scorers.model.files import model_files_digest
 from karat.scorers.server.settings import Server
 
@@ -63,11 +63,8 @@ def _tokenizing(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-class ModelScorer(Scorer):
-    """A scorer that asks a model.
-
-    Scorers whose settings of the model are equal share its passes: see `karat.scorers.model.runner`.
-    """
+class ModelSource(Part):
+    """Which model is asked, where it runs and in what numbers."""
 
     neutral: ClassVar[frozenset[str]] = frozenset({"device", "batch_tokens", "server", "tokenizer"})
     """Settings that decide how fast and where, not what: they are no part of the digest."""
@@ -86,7 +83,6 @@ class ModelScorer(Scorer):
     adapter: str | None = Field(None, description="a PEFT adapter on top: a folder or a Hub id")
     dtype: Dtype = Field("auto", description="auto: float32 on a CPU; on a GPU what the files hold")
     quantization: Literal["8bit", "4bit"] | None = Field(None, description="load quantised (bitsandbytes)")
-    max_tokens: int = Field(2048, ge=2, description="longer sequences are cut, counted and flagged")
     trust_remote_code: bool = Field(False, description="run code that comes with the model; off")
     device: str = Field("auto", description="auto: every GPU, else the CPU; cpu; cuda:0; cuda:0,cuda:1")
     batch_tokens: int | None = Field(None, ge=1, description="padded tokens in a batch; default by device")
@@ -127,7 +123,7 @@ class ModelScorer(Scorer):
         return fspath(given) if isinstance(given, PathLike) else given
 
     @model_validator(mode="after")
-    def _either_here_or_served(self) -> ModelScorer:
+    def _either_here_or_served(self) -> ModelSource:
         from karat.scorers.server.served_model import check_served
 
         check_served(self)
@@ -152,16 +148,25 @@ class ModelScorer(Scorer):
             facts["adapter"] = model_files_digest(self.adapter, None)
         return facts
 
-    def at_once(self) -> int:
-        """As many as a server is to be asked at a time."""
-        return 1 if self.server is None else self.server.concurrency
-
     def source(self) -> tuple[Any, ...]:
         """What two scorers must agree on to share a pass."""
         return (
             self.model, self.server, self.tokenizer, self.revision, self.adapter, self.dtype,
             self.quantization, self.trust_remote_code, self.device, self.batch_tokens,
         )  # fmt: skip
+
+
+class ModelScorer(ModelSource, Scorer):
+    """A scorer that asks a model.
+
+    Scorers whose settings of the model are equal share its passes: see `karat.scorers.model.runner`.
+    """
+
+    max_tokens: int = Field(2048, ge=2, description="longer sequences are cut, counted and flagged")
+
+    def at_once(self) -> int:
+        """As many as a server is to be asked at a time."""
+        return 1 if self.server is None else self.server.concurrency
 
 
 def _automatic_dtype(model: str | Loaded, device: str) -> str:

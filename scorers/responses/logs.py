@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from karat.errors import DataError
+from karat.errors import DataError, closest
 from karat.rows.json_lines import object_on
-from karat.rows.opened import opened
-from karat.scorers.responses.table import Part
+from karat.scorers.responses.files import lines_of, objects_in
+from karat.scorers.responses.parts import EXTRA, Part
 
-BLOCK_LINES = 2_000
+BLOCK_LINES = 20_000
+Rows = dict[str, list[Any]]
 
 
 def is_harness_log(path: Path) -> bool:
@@ -30,42 +32,114 @@ def is_py_irt(path: Path) -> bool:
     return first is not None and "subject_id" in first and isinstance(first.get("responses"), dict)
 
 
-def harness_parts(path: Path, metric: str) -> Iterator[Part]:
-    """Samples of one model on one task: the subject is the folder, the item task and document.
+@dataclass(frozen=True)
+class Harness:
+    """How samples of the harness are read; None: as `harness_parts` says."""
 
-    The file is `<model>/samples_<task>_<time>.jsonl`. A sample is graded by `metric`, by the first metric
-    that it lists where it has no such one. Several filters of one document are several records: the first
-    counts.
+    metric: str | None = None
+    filter: str | None = None
+    subject: str | None = None
+    item: str | None = None
+    metadata: Sequence[str] = ()
+
+
+def harness_parts(path: Path, how: Harness) -> Iterator[Part]:
+    """Samples of one model on one task: the subject is the model, the item task and document.
+
+    The file is `<model>/samples_<task>_<time>.jsonl`. The model's name is that of results_<time>.json beside
+    it, else the folder's. Items are `<task>/<doc_id>`, or what stands in the key `item`. A sample is graded
+    by `metric`; without one by acc, or else the first that it lists. Where a document has a record for each
+    of several filters, those of `filter` count, or of the filter of the first record.
     """
-    task = path.name.removeprefix("samples_").split(".jsonl")[0]
-    # The time stands at the end, after the last underscore: 2024-05-01T10-11-12.345.
-    head, _, tail = task.rpartition("_")
-    task = head if head and tail[:4].isdigit() and "T" in tail else task
-    subject = path.parent.name or "model"
+    subject, task = harness_names(path)
+    chosen = how.filter
+    rows, numbers = _none(how), list[int]()
     seen: set[str] = set()
-    for first, block in _blocks(path):
-        rows: dict[str, list[Any]] = {"subject": [], "item": [], "correct": [], "row": []}
-        for row, record in enumerate(block, first):
-            document = str(record.get("doc_id"))
-            if document in seen:
-                continue
-            seen.add(document)
-            rows["subject"].append(subject)
-            rows["item"].append(f"{task}/{document}")
-            rows["correct"].append(_grade(record, metric, f"{path}, row {row:,}"))
-        del rows["row"]
-        yield Part(pl.DataFrame(rows, strict=False), first, str(path))
+    for number, record in objects_in(path):
+        where = f"{path}, row {number:,}"
+        used = str(record.get("filter", "none"))
+        seen.add(used)
+        chosen = used if chosen is None else chosen
+        if used != chosen:
+            continue
+        named = (
+            f"{task}/{_value(record, 'doc_id', where)}"
+            if how.item is None
+            else _value(record, how.item, where)
+        )
+        rows["subject"].append(subject if how.subject is None else _value(record, how.subject, where))
+        rows["item"].append(named)
+        rows["correct"].append(_grade(record, how.metric, where))
+        for name in how.metadata:
+            rows[EXTRA + name].append(_text(record.get(name)))
+        numbers.append(number)
+        if len(numbers) == BLOCK_LINES:
+            yield Part(pl.DataFrame(rows, strict=False), numbers, str(path))
+            rows, numbers = _none(how), []
+    if how.filter is not None and seen and how.filter not in seen:
+        raise DataError(
+            f"there are no samples of the filter {how.filter!r}",
+            where=str(path),
+            hint=closest(how.filter, seen),
+        )
+    if numbers:
+        yield Part(pl.DataFrame(rows, strict=False), numbers, str(path))
 
 
-def _grade(record: dict[str, Any], metric: str, where: str) -> float:
+def _none(how: Harness) -> Rows:
+    return {name: [] for name in ("subject", "item", "correct", *(EXTRA + name for name in how.metadata))}
+
+
+def harness_names(path: Path) -> tuple[str, str]:
+    """The model and the task of a file of samples."""
+    name = path.name.removeprefix("samples_").split(".jsonl")[0]
+    # The time stands at the end, after the last underscore: 2024-05-01T10-11-12.345.
+    head, _, tail = name.rpartition("_")
+    timed = bool(head) and tail[:4].isdigit() and "T" in tail
+    return _model(path, tail if timed else None), head if timed else name
+
+
+def _model(path: Path, time: str | None) -> str:
+    results = path.parent / f"results_{time}.json"
+    named = None
+    if time is not None and results.is_file():
+        state = results.stat()
+        named = _named_in(results, state.st_mtime_ns, state.st_size)
+    return named or path.absolute().parent.name or "model"
+
+
+@lru_cache(maxsize=4096)
+def _named_in(results: Path, _changed: int, _size: int) -> str | None:
+    try:
+        found = json.loads(results.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    name = found.get("model_name") if isinstance(found, dict) else None
+    return name if isinstance(name, str) and name else None
+
+
+def _value(record: dict[str, Any], key: str, where: str) -> str | None:
+    if key not in record:
+        raise DataError(
+            f"there is no {key!r} in the sample", where=where, hint=closest(key, list(record)[:40])
+        )
+    return _text(record[key])
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _grade(record: dict[str, Any], metric: str | None, where: str) -> float | None:
     listed = record.get("metrics") or []
-    names = [metric, *(name for name in listed if isinstance(name, str))]
-    for name in names:
+    listed = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    # A metric that was named must be there: another one in its place would be another number.
+    for name in [metric] if metric else ["acc", *listed]:
         value = record.get(name)
         if isinstance(value, bool | int | float):
             return float(value)
     raise DataError(
-        f"there is no metric {metric!r} in the sample",
+        f"there is no metric {metric or 'acc'!r} in the sample",
         where=where,
         hint=f"name one: `metric: …`; the record has {', '.join(sorted(record)[:20])}",
     )
@@ -73,47 +147,25 @@ def _grade(record: dict[str, Any], metric: str, where: str) -> float:
 
 def py_irt_parts(path: Path) -> Iterator[Part]:
     """One part for each line {"subject_id": …, "responses": {item: 0 or 1}}."""
-    for first, block in _blocks(path):
-        for row, record in enumerate(block, first):
-            answers = record.get("responses")
-            if "subject_id" not in record or not isinstance(answers, dict):
-                raise DataError(
-                    "there is no subject_id, or no map of responses", where=f"{path}, row {row:,}"
-                )
-            grades = [None if value is None else str(value) for value in answers.values()]
-            table = pl.DataFrame(
-                {
-                    "subject": pl.repeat(
-                        str(record["subject_id"]), len(answers), dtype=pl.String, eager=True
-                    ),
-                    "item": pl.Series(list(answers), dtype=pl.String),
-                    "correct": pl.Series(grades, dtype=pl.String),
-                }
-            )
-            yield Part(table, row, str(path), one_row=True)
-
-
-def _blocks(path: Path) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    with opened(path) as file:
-        first, lines = 1, iter(file)
-        while block := list(islice(lines, BLOCK_LINES)):
-            found: list[dict[str, Any]] = []
-            for row, line in enumerate(block, first):
-                value = object_on(line)
-                if isinstance(value, str):
-                    raise DataError(value, where=f"{path}, row {row:,}")
-                found.append(value)
-            yield first, found
-            first += len(block)
+    for number, record in objects_in(path):
+        answers, subject = record.get("responses"), record.get("subject_id")
+        if subject is None or not isinstance(answers, dict):
+            raise DataError("there is no subject_id, or no map of responses", where=f"{path}, row {number:,}")
+        if not answers:
+            continue
+        table = {
+            "subject": pl.repeat(_text(subject), len(answers), dtype=pl.String, eager=True),
+            "item": pl.Series(list(answers), dtype=pl.String),
+            "correct": pl.Series([_text(value) for value in answers.values()], dtype=pl.String),
+        }
+        yield Part(pl.DataFrame(table), [number], str(path), width=len(answers))
 
 
 def _first(path: Path) -> dict[str, Any] | None:
     """The first record, if the file is JSON lines at all."""
     if not any(suffix in (".jsonl", ".jsonlines", ".ndjson") for suffix in path.suffixes):
         return None
-    with opened(path) as file:
-        try:
-            value = json.loads(file.readline())
-        except ValueError:
-            return None
-    return value if isinstance(value, dict) else None
+    for _, line in lines_of(path):
+        value = object_on(line)
+        return None if isinstance(value, str) else value
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,9 +11,11 @@ import numpy as np
 import polars as pl
 
 from karat.errors import DataError, closest
-from karat.scorers.responses.files import blocks_of
-from karat.scorers.responses.logs import harness_parts, is_harness_log, is_py_irt, py_irt_parts
-from karat.scorers.responses.table import Part, Responses, collect, from_matrix
+from karat.scorers.responses.files import Block, blocks_of
+from karat.scorers.responses.logs import Harness, harness_parts, is_harness_log, is_py_irt, py_irt_parts
+from karat.scorers.responses.matrices import array_parts, block_parts, subjects_in
+from karat.scorers.responses.parts import EXTRA, Part, collect
+from karat.scorers.responses.table import Responses
 
 Format = Literal["auto", "long", "matrix", "lm_eval", "py_irt"]
 SUBJECTS = ("subject", "subject_id", "model", "user", "user_id", "player", "solver", "respondent")
@@ -34,8 +36,12 @@ class Layout:
     time: str | None = None
     right_from: float | None = None
     """The grade from which on a response is right; None keeps grades as they are."""
-    metric: str = "acc"
-    """lm_eval: the metric that grades."""
+    metric: str | None = None
+    """lm_eval: the metric that grades; None: acc, or else the first that a sample lists."""
+    filter: str | None = None
+    """lm_eval: the filter whose samples count; None: that of the first sample."""
+    metadata: Sequence[str] = ()
+    """Further columns (keys of a sample) to keep beside the responses."""
 
 
 def responses(source: Any, layout: Layout | None = None, **settings: Any) -> Responses:
@@ -47,40 +53,68 @@ def responses(source: Any, layout: Layout | None = None, **settings: Any) -> Res
 
     A long table has one row for each response: subject, item, correct (0 or 1, true or false, or a grade
     between), and time if there is one; its columns are found by name unless they are given. A matrix has one
-    row for each subject and one column for each item; a first column of text names the subjects.
+    row for each subject and one column for each item; a first column of text names the subjects. Other
+    columns are not read, but for those that `metadata` names. Responses of one subject to one item that come
+    more than once are all kept, as samples.
     """
     layout = replace(layout or Layout(), **settings)
     if isinstance(source, Responses):
         return source
     if isinstance(source, np.ndarray):
-        if source.ndim != 2:
-            raise DataError(f"an array of {source.ndim} dimensions is no subjects × items matrix")
-        return collect(from_matrix(source.astype(np.float64)), "matrix", layout.right_from)
+        return collect(array_parts(source), "matrix", layout.right_from)
     if isinstance(source, str | Path):
         return _from_path(Path(source).expanduser(), layout)
     from karat.selecting import as_polars, column_names
 
     frame = as_polars(source, column_names(source))
-    if layout.format == "matrix":
-        return collect(_matrix(frame, 1, "frame"), "frame", layout.right_from)
-    return collect([_long(frame, 1, "frame", layout)], "frame", layout.right_from)
+    block = Block(frame, range(1, frame.height + 1))
+    if _is_matrix(frame.columns, layout) and frame.height and layout.format == "matrix":
+        parts = block_parts(block, _matrix_subjects(frame, "frame", layout), "frame")
+        return collect(parts, "frame", layout.right_from)
+    return collect([_long(block, "frame", layout)], "frame", layout.right_from)
 
 
 def _from_path(path: Path, layout: Layout) -> Responses:
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    if not files or not path.exists():
-        problem = "the folder holds no files" if path.is_dir() else "there is no such file"
-        raise DataError(problem, where=str(path))
-    readers = [(file, _reader(file, layout)) for file in files if file.name[0] != "." and _wanted(file, path)]
-    if not readers:
-        raise DataError("the folder holds no logs and no tables", where=str(path))
+    readers = [(file, _reader(file, layout)) for file in source_files(path)]
     parts = (part for file, reader in readers for part in reader(file))
     return collect(parts, str(path), layout.right_from)
 
 
-def _wanted(file: Path, folder: Path) -> bool:
-    """In a folder of the harness, results_*.json stand beside the samples_*.jsonl."""
-    return file == folder or not (file.suffix == ".json" and file.name.startswith("results"))
+def source_files(path: Path) -> list[Path]:
+    """The file, or those of a folder that hold responses, sorted; raises DataError where there are none.
+
+    In a folder of the harness results_*.json stand beside the samples_*.jsonl; hidden files are left out.
+    """
+    try:
+        if path.is_file():
+            return [path]
+        if not path.is_dir():
+            raise DataError(f"there is no file or folder {str(path)!r}", hint=_beside(path))
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {error}", where=str(path)) from None
+    wanted = [
+        file
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and not (file.suffix == ".json" and file.name.startswith("results"))
+    ]
+    if not wanted:
+        problem = "the folder holds no logs and no tables" if files else "the folder holds no files"
+        raise DataError(problem, where=str(path))
+    return wanted
+
+
+def _beside(path: Path) -> str | None:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"there is no folder {str(folder)!r} either; relative paths begin at the current directory"
+    return closest(path.name, (file.name for file in folder.iterdir()))
+
+
+def is_log(path: Path) -> bool:
+    """Whether it is a harness log, whose subject and task are read from the names of folder and file."""
+    return path.name.startswith("samples_") or is_harness_log(path)
 
 
 def _reader(path: Path, layout: Layout) -> Callable[[Path], Iterator[Part]]:
@@ -91,69 +125,76 @@ def _reader(path: Path, layout: Layout) -> Callable[[Path], Iterator[Part]]:
         elif is_py_irt(path):
             chosen = "py_irt"
     if chosen == "lm_eval":
-        return lambda file: harness_parts(file, layout.metric)
+        how = Harness(layout.metric, layout.filter, layout.subject, layout.item, layout.metadata)
+        return lambda file: harness_parts(file, how)
     if chosen == "py_irt":
         return py_irt_parts
-    return lambda file: _tables(file, layout, matrix=chosen == "matrix")
+    return lambda file: _tables(file, layout)
 
 
-def _tables(path: Path, layout: Layout, *, matrix: bool) -> Iterator[Part]:
-    for first_row, frame in blocks_of(path):
-        if matrix or (layout.format == "auto" and not _looks_long(frame, layout)):
-            yield from _matrix(frame, first_row, str(path))
+def _tables(path: Path, layout: Layout) -> Iterator[Part]:
+    def wanted(names: list[str]) -> list[str] | None:
+        if _is_matrix(names, layout):
+            return None
+        return list(dict.fromkeys(_chosen(names, str(path), layout).values()))
+
+    subject: str | None = None
+    for number, block in enumerate(blocks_of(path, wanted)):
+        if _is_matrix(block.frame.columns, layout):
+            if number == 0:
+                subject = _matrix_subjects(block.frame, str(path), layout)
+            yield from block_parts(block, subject, str(path))
         else:
-            yield _long(frame, first_row, str(path), layout)
+            yield _long(block, str(path), layout)
 
 
-def _looks_long(frame: pl.DataFrame, layout: Layout) -> bool:
+def _is_matrix(names: list[str], layout: Layout) -> bool:
+    if layout.format in ("matrix", "long"):
+        return layout.format == "matrix"
     named = (layout.subject, SUBJECTS), (layout.item, ITEMS), (layout.correct, GRADES)
-    return all(given is not None or _first(frame, names) is not None for given, names in named)
+    # A column that was asked for by name, and for a long table: what is missing is then said of that.
+    asked = layout.item is not None or layout.correct is not None
+    return not asked and not all(given or _first(names, known) for given, known in named)
 
 
-def _first(frame: pl.DataFrame, names: tuple[str, ...]) -> str | None:
-    lower = {column.lower(): column for column in frame.columns}
-    return next((lower[name] for name in names if name in lower), None)
+def _matrix_subjects(frame: pl.DataFrame, source: str, layout: Layout) -> str | None:
+    if layout.subject is None:
+        return subjects_in(frame, SUBJECTS)
+    if layout.subject not in frame.columns:
+        raise _no_column(layout.subject, "subject", frame.columns, source)
+    return layout.subject
 
 
-def _long(frame: pl.DataFrame, first_row: int, source: str, layout: Layout) -> Part:
-    def column(given: str | None, names: tuple[str, ...], what: str) -> str:
-        found = given if given in frame.columns else None
-        found = _first(frame, names) if given is None else found
-        if found is None:
-            wanted = given or what
-            raise DataError(
-                f"there is no column {wanted!r}",
-                where=source,
-                hint=f"{closest(wanted, frame.columns)} Name it: `{what}: …`",
-            )
-        return found
-
-    chosen = {
-        "subject": column(layout.subject, SUBJECTS, "subject"),
-        "item": column(layout.item, ITEMS, "item"),
-        "correct": column(layout.correct, GRADES, "correct"),
-    }
-    time = column(layout.time, (), "time") if layout.time else _first(frame, TIMES)
-    if time is not None:
-        chosen["time"] = time
-    return Part(frame.select(pl.col(name).alias(key) for key, name in chosen.items()), first_row, source)
+def _first(names: list[str], known: tuple[str, ...]) -> str | None:
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    return next((lower[name] for name in known if name in lower), None)
 
 
-def _matrix(frame: pl.DataFrame, first_row: int, source: str) -> Iterator[Part]:
-    """One part for each block of subjects; a first column of other than grades names them."""
-    named = bool(frame.width) and _names_subjects(frame.to_series(0))
-    names = frame.to_series(0).cast(pl.String) if named else None
-    items = frame.drop(frame.columns[0]) if named else frame
-    for place in range(frame.height):
-        row = items.row(place)
-        values = pl.Series([None if cell is None else str(cell) for cell in row], dtype=pl.String)
-        subject = str(first_row + place) if names is None else names[place]
-        table = {"subject": pl.repeat(subject, items.width, dtype=pl.String, eager=True)}
-        part = pl.DataFrame({**table, "item": items.columns, "correct": values})
-        yield Part(part, first_row + place, source, one_row=True)
+def _no_column(wanted: str, what: str, names: list[str], source: str) -> DataError:
+    return DataError(
+        f"there is no column {wanted!r}", where=source, hint=f"{closest(wanted, names)} Name it: `{what}: …`"
+    )
 
 
-def _names_subjects(column: pl.Series) -> bool:
-    return column.dtype == pl.String and column.str.strip_chars().cast(
-        pl.Float64, strict=False
-    ).null_count() > (column.str.strip_chars().is_in(["", "NA", "null"]).sum() + column.null_count())
+def _chosen(names: list[str], source: str, layout: Layout) -> dict[str, str]:
+    """From what a column is for to its name; raises DataError where one is missing."""
+    given = {"subject": layout.subject, "item": layout.item, "correct": layout.correct, "time": layout.time}
+    known = {"subject": SUBJECTS, "item": ITEMS, "correct": GRADES, "time": TIMES}
+    chosen: dict[str, str] = {}
+    for what, asked in given.items():
+        found = _first(names, known[what]) if asked is None else asked if asked in names else None
+        if found is not None:
+            chosen[what] = found
+        elif asked is not None or what != "time":
+            raise _no_column(asked or what, what, names, source)
+    for name in layout.metadata:
+        if name not in names:
+            raise _no_column(name, "metadata", names, source)
+        chosen[EXTRA + name] = name
+    return chosen
+
+
+def _long(block: Block, source: str, layout: Layout) -> Part:
+    chosen = _chosen(block.frame.columns, source, layout)
+    frame = block.frame.select(block.frame[name].alias(key) for key, name in chosen.items())
+    return Part(frame, block.numbers, source)

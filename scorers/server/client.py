@@ -7,19 +7,24 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from functools import lru_cache
 from itertools import count
+from queue import Empty, SimpleQueue
 
 from karat.errors import ScoreError
 from karat.interrupts import on_interrupt
 from karat.scorers.server import retrying
-from karat.scorers.server.replies import Ask, Reader, Reply
+from karat.scorers.server.replies import Ask, Reader, Refused, Reply
 from karat.scorers.server.retrying import Again
 from karat.scorers.server.settings import Server
 
 HEAR_SECONDS = 0.2
+
+OnReply = Callable[[int, Reply], None]
+Arrived = SimpleQueue[tuple[int, Reply] | None]
+"""Places of asks with their answers, and None at the end."""
 
 
 class Channel:
@@ -58,16 +63,24 @@ class Channel:
         weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
         on_interrupt(self)
 
-    def ask(self, asks: Sequence[Ask]) -> list[Reply]:
-        """Send all at once and wait for every answer, in order; where one raises, the rest is cancelled."""
+    def ask(self, asks: Sequence[Ask], on_reply: OnReply | None = None) -> list[Reply]:
+        """Send all at once and wait for every answer, in order; where one raises, the rest is cancelled.
+
+        on_reply: called on this thread with the place of each ask and its answer, as that arrives; also with
+        those that have arrived when one raises.
+        """
         if not asks:
             return []
-        future = asyncio.run_coroutine_threadsafe(self._all(asks), self._loop)
+        arrived: Arrived = SimpleQueue()
+        future = asyncio.run_coroutine_threadsafe(self._all(asks, arrived), self._loop)
+        future.add_done_callback(lambda _: arrived.put(None))
         self._running.add(future)
         if self._interrupted:  # looked at after the future can be seen, so that none slips through
             future.cancel()
         try:
             # In short steps, as on some systems no signal wakes a thread from a wait without an end.
+            if on_reply is not None:
+                _hand_over(arrived, on_reply)
             while not wait([future], timeout=HEAR_SECONDS).done:
                 pass
             return future.result()
@@ -87,8 +100,13 @@ class Channel:
         """Take requests again."""
         self._interrupted = False
 
-    async def _all(self, asks: Sequence[Ask]) -> list[Reply]:
-        tasks = [asyncio.create_task(self._one(ask)) for ask in asks]
+    async def _all(self, asks: Sequence[Ask], arrived: Arrived) -> list[Reply]:
+        async def one(index: int, ask: Ask) -> Reply:
+            reply = await self._one(ask)
+            arrived.put((index, reply))
+            return reply
+
+        tasks = [asyncio.create_task(one(index, ask)) for index, ask in enumerate(asks)]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in tasks:
@@ -111,6 +129,8 @@ class Channel:
                 # Where nobody has answered yet, a long wait would only hide a wrong address.
                 if attempt == tries or (outcome.unreachable and not self._reached):
                     told = f"{outcome.why}, {attempt} times" if attempt > 1 else outcome.why
+                    if ask.excused and not outcome.unreachable:
+                        return Refused(told, passing=True)
                     self._reader.stop(told, ask, _UNREACHABLE if outcome.unreachable else _GO_ON)
                 if outcome.after is not None:
                     if outcome.after > retrying.LONGEST_ASKED:
@@ -143,6 +163,18 @@ class Channel:
             return Again(f"breaks off: {type(error).__name__} {self._reader.said(str(error))}".rstrip())
         self._reached = True
         return self._reader.read(response, ask)
+
+
+def _hand_over(arrived: Arrived, on_reply: OnReply) -> None:
+    """Every answer as it comes, until there will be no more."""
+    while True:
+        try:
+            reply = arrived.get(timeout=HEAR_SECONDS)
+        except Empty:
+            continue
+        if reply is None:
+            return
+        on_reply(*reply)
 
 
 _UNREACHABLE = "is the server up, and the address right?"

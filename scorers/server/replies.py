@@ -32,6 +32,8 @@ class Ask:
     label: str = ""
     optional: bool = False
     """Whether a server may lack the endpoint (404, 405): then it is refused rather than an error."""
+    excused: bool = False
+    """Whether it is refused, rather than the end of the run, when a live server fails it at every try."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Refused:
     """The server's word on why it does not answer this request; asking again would not help."""
 
     why: str
+    passing: bool = False
+    """Whether it may help after all, later: what failed at every try of an ask that is excused."""
 
 
 Reply = dict[str, Any] | Refused

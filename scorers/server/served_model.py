@@ -16,7 +16,7 @@ from karat.scorers.server.replies import Ask, Refused
 from karat.scorers.server.settings import Server
 
 if TYPE_CHECKING:
-    from karat.scorers.model.source import ModelScorer
+    from karat.scorers.model.source import ModelSource
 
 HERE_ONLY = ("adapter", "dtype", "quantization", "device", "batch_tokens")
 """Settings of a model that is loaded here; a server has decided them already."""
@@ -26,7 +26,7 @@ _TOKENIZER = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "voc
               "*.model", "*.tiktoken", "chat_template*")  # fmt: skip
 
 
-def check_served(scorer: ModelScorer) -> None:
+def check_served(scorer: ModelSource) -> None:
     """Refuse settings that a server cannot follow, and scorers that need more than log-probabilities."""
     if scorer.server is None:
         if scorer.tokenizer is not None:
@@ -49,7 +49,7 @@ def check_served(scorer: ModelScorer) -> None:
         )
 
 
-def served_environment(scorer: ModelScorer) -> dict[str, str]:
+def served_environment(scorer: ModelSource) -> dict[str, str]:
     """What decides the numbers of a scorer that asks a server, as far as it can be known."""
     assert scorer.server is not None  # noqa: S101 - the caller's condition
     facts = {name: version(name) for name in ("transformers", "tokenizers")}

@@ -120,8 +120,8 @@ class Config(BaseModel):
         return self
 
     def _sources_exist(self) -> None:
-        measuring = [scorer for scorer in self.scorers if not isinstance(scorer, DerivedScorer)]
-        written = {name: dtype for scorer in measuring for name, dtype in scorer.columns().items()}
+        first_hand = [scorer for scorer in self.scorers if not isinstance(scorer, DerivedScorer)]
+        written = {name: dtype for scorer in first_hand for name, dtype in scorer.columns().items()}
         for scorer in derived_scorers(self.scorers):
             if problem := source_problem(scorer, written):
                 settings = type(scorer).model_fields

@@ -99,10 +99,7 @@ def derived_table(
     table: `id`, the columns of the other scorers, statuses that say anything, and any further columns,
     which stay at the end; view: the row view of the same rows in the same order.
     """
-    derived = derived_scorers(scorers)
-    if not derived:
-        return table
-    for scorer in derived:
+    for scorer in derived_scorers(scorers):
         found = derive_columns(scorer, table, view, reference)
         table = table.with_columns(found.drop("id"))
     measured = [column for scorer in scorers for column in scorer.columns()]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from karat.fitting import Arrays, Fitting
+    from karat.measured import Measured
 
     State = dict[str, torch.Tensor]
 
@@ -190,6 +191,43 @@ class DerivedScorer(Scorer, ABC):
             f"is computed from {', '.join(self.sources())} of all rows, not chunk by chunk",
             where=f"scorer {self.yaml_kind()}",
             hint="give it to karat.score together with its sources, or to karat.derive with a score table",
+        )
+
+
+class ItemScorer(Scorer, ABC):
+    """Columns that belong to an item by its name, and not to the content of a row: learned from responses.
+
+    Who solved which item says how hard it is; the text does not. Law: a row's value depends on its id and
+    on the table of responses alone; the order of either does not matter. A column is null only where the
+    status says why, and the status speaks only where a column is null.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    def joins(self) -> bool:
+        """Whether these settings join by id; if not, it is a scorer of contents like any other."""
+        return True
+
+    @abstractmethod
+    def measure(self, fitting: Fitting) -> Measured:
+        """Read the responses that the settings name, and measure every item; kept under `digest()`.
+
+        So `environment()` has to hold the digest of what is read.
+        """
+
+    def fit(self, responses: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]  # never has a pool
+        """Free for what a person calls with responses in hand; nothing here learns from the pool."""
+        raise self._refusal()
+
+    def score(self, rows: pl.DataFrame, prepared: Any) -> pl.DataFrame:
+        """Refused: values are joined by id."""
+        raise self._refusal()
+
+    def _refusal(self) -> ScoreError:
+        return ScoreError(
+            "is measured from responses and joined by id, not computed from rows",
+            where=f"scorer {self.yaml_kind()}",
+            hint="karat.score and `karat run` join it",
         )
 
 

@@ -41,6 +41,8 @@ class Record:
     stages: list[Stage] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     """What the scorers said about the reference."""
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By kind, the facts of scorers that measured items."""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -71,6 +73,8 @@ def moment(seconds: float) -> str:
 def outputs(folder: Path) -> dict[str, str]:
     """SHA-256 of every result file of a run."""
     files = [folder / "selection.parquet", folder / "report.html", *sorted((folder / "dataset").rglob("*"))]
+    # Tables of items and their like.
+    files += sorted(set(folder.glob("*/*.parquet")) - set(files))
     # The weights may be large; that they are there is seen when somebody asks the model.
     files += sorted((folder / MODEL).glob("*.json"))
     return {str(path.relative_to(folder)): file_digest(path) for path in files if path.is_file()}

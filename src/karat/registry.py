@@ -11,12 +11,13 @@ from pydantic_core import PydanticCustomError
 
 from karat.allocation import Allocation
 from karat.errors import closest
-from karat.parts import Part, Reweighter, Scorer, Selector
+from karat.parts import ItemScorer, Part, Reweighter, Scorer, Selector
 from karat.verifier import Verifier
 
 # Each package carries its own table MEMBERS of kind -> "module:Class", so that listing loads nothing heavy.
 HOMES: dict[type[Part], str] = {
     Scorer: "karat.scorers",
+    ItemScorer: "karat.scorers",
     Selector: "karat.reweight.select",
     Reweighter: "karat.reweight.online",
     Verifier: "karat.scorers.verifiers",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from karat.errors import ScoreError
-from karat.parts import DerivedScorer, Scorer
+from karat.parts import DerivedScorer, ItemScorer, Scorer
 
 OK, TRUNCATED = "ok", "truncated"
 WELL = (OK, TRUNCATED)
@@ -65,10 +65,12 @@ def _check_values(scorer: Scorer, scores: pl.DataFrame) -> None:
             _refuse(scorer, scores, name, ~_whole(scores[name]), "the vector holds NaN, infinity or null")
         null, unexplained = pl.col(name).is_null(), pl.col(status).is_null() | pl.col(status).is_in(WELL)
         _refuse(scorer, scores, name, null & unexplained, f"null, and {status} does not say why")
-        if not isinstance(scorer, DerivedScorer):
+        if not isinstance(scorer, DerivedScorer | ItemScorer):
             told = f"has a value although {status} says it has none"
             _refuse(scorer, scores, name, ~null & ~unexplained, told)
-    if isinstance(scorer, DerivedScorer):  # its columns have sources of their own, so one may lack a value
+    if isinstance(
+        scorer, DerivedScorer | ItemScorer
+    ):  # its columns have sources of their own, so one may lack a value
         whole = pl.all_horizontal(pl.col(list(scorer.columns())).is_not_null()) & pl.col(status).is_not_null()
         _refuse(scorer, scores, status, whole, "the status says something although no value is missing")
 

@@ -12,11 +12,14 @@ import polars as pl
 from karat.alarms import alarms
 from karat.deriving import derived_scorers, derived_table, scorers_of_reference, source_problem
 from karat.errors import ScoreError
+from karat.fitting import Fitting
+from karat.measured import content_scorers, item_scorers, join, measure, with_items
 from karat.parts import DerivedScorer, Scorer
 from karat.progress import rate, spending
 from karat.score_engine import (
     OnChunk,
     chunks,
+    cores,
     groups,
     prepare,
     require_reference,
@@ -66,7 +69,7 @@ def score(
             require_reference(part, None)
     pool_view = view_of(pool)
     reference_view = None if reference is None else view_of(reference)
-    measuring = [part for part in scorers if not isinstance(part, DerivedScorer)]
+    measuring = content_scorers(scorers)
     tables: dict[int, pl.DataFrame] = {}
     with _reporter(progress, pool_view.height) as report:
         for group in groups(measuring):
@@ -81,6 +84,7 @@ def score(
             break
         of_reference = score_view(part, reference_view, reference_view, workers=workers)
         reference_view = reference_view.with_columns(of_reference.select(list(part.columns())))
+    whole = with_items(scorers, whole, pool_view, workers or cores())
     table = derived_table(scorers, whole, pool_view, reference_view)
     _warn(table, pool_view, scorers)
     return table
@@ -119,15 +123,19 @@ def score_stream(
                 hint="use karat.score on the whole pool, or `karat run`",
             )
     reference_view = None if reference is None else view_of(reference)
-    prepared = {id(part): prepare(part, reference_view, None) for part in scorers}
-    for part in scorers:
+    of_content = content_scorers(scorers)
+    prepared = {id(part): prepare(part, reference_view, None) for part in of_content}
+    for part in of_content:
         tell(part, prepared[id(part)])
+    of_items = {id(part): measure(part, Fitting(workers or cores())) for part in item_scorers(scorers)}
 
     def tables() -> Iterator[pl.DataFrame]:
         for batch in batches:
             view = view_of(batch)
             found: dict[int, pl.DataFrame] = {}
-            for group in groups(scorers):
+            for item_scorer in item_scorers(scorers):
+                found[id(item_scorer)] = join(item_scorer, of_items[id(item_scorer)], view, partial=True)
+            for group in groups(of_content):
                 scored = score_prepared(group, view, [prepared[id(part)] for part in group], workers=workers)
                 found.update(zip(map(id, group), scored, strict=True))
             yield _joined(view, scorers, [found[id(part)] for part in scorers], every_status=True)

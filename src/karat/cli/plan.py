@@ -20,7 +20,8 @@ from karat.config import Config, Loaded, load_config
 from karat.deriving import derived_scorers
 from karat.fitting import Fitting
 from karat.inputs import Inputs, check_folders, check_tokens, gather, run_key
-from karat.parts import DerivedScorer, Scorer
+from karat.measured import content_scorers, folder_of, item_scorers, kept_measured
+from karat.parts import Scorer
 from karat.progress import current, duration
 from karat.record import complete
 from karat.score_engine import cores, fit_pool, groups, prepare, score_chunk_together
@@ -83,8 +84,7 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
     config = loaded.config
     store = Store(config.store)
     steps = []
-    measuring = [scorer for scorer in config.scorers if not isinstance(scorer, DerivedScorer)]
-    for group in groups(measuring):
+    for group in groups(content_scorers(config.scorers)):
         works = [pending(scorer, inputs.view, inputs.reference, store) for scorer in group]
         if group[0].kind == "length" and works[0].missing.is_empty():
             check_tokens(loaded, inputs, score_table(inputs.view, works, store))
@@ -98,6 +98,10 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
             continue
         seconds = _estimate(works, inputs.reference, name) if missing else 0.0
         steps.append(Step(name, note, seconds))
+    for joined in item_scorers(config.scorers):
+        kept = kept_measured(folder_of(joined, store)) is not None
+        note = "in the store" if kept else "measured from responses, not timed"
+        steps.append(Step(f"score {joined.kind}", f"{note}; joined by id", 0.1 if kept else None))
     for derived in derived_scorers(config.scorers):
         steps.append(Step(f"score {derived.kind}", f"from {', '.join(derived.sources())}", 0.1))
     chosen = config.select.model_dump(mode="json", exclude_defaults=True)

@@ -2,7 +2,16 @@
 
 from karat.rows.frames import from_frame
 from karat.rows.reading import fingerprint, read
-from karat.rows.specs import Columns, DataSpec, FileData, HarvestData, HubData, RowOptions, data_keys
+from karat.rows.specs import (
+    Columns,
+    DataSpec,
+    FileData,
+    HarvestData,
+    HubData,
+    LeaderboardData,
+    RowOptions,
+    data_keys,
+)
 from karat.rows.view import VIEW, Rows, content_digest
 
 __all__ = [
@@ -12,6 +21,7 @@ __all__ = [
     "FileData",
     "HarvestData",
     "HubData",
+    "LeaderboardData",
     "RowOptions",
     "Rows",
     "content_digest",

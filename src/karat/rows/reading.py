@@ -15,7 +15,7 @@ from karat.progress import ticker
 from karat.rows.files import find_files, read_files
 from karat.rows.frames import refused, to_rows
 from karat.rows.loaded import Loaded
-from karat.rows.specs import FileData, HarvestData, HubData, RowOptions
+from karat.rows.specs import FileData, HarvestData, HubData, LeaderboardData, RowOptions
 from karat.rows.tables import read_hub
 from karat.rows.view import Rows
 
@@ -42,6 +42,8 @@ def _load(spec: RowOptions) -> Loaded:
         loaded = read_hub(_pinned(spec))
     elif isinstance(spec, HarvestData):
         loaded = Loaded(spec.load(ticker("parse installed packages", "files")), f"harvest ({spec.part})")
+    elif isinstance(spec, LeaderboardData):
+        loaded = Loaded(spec.load(), "the made-up leaderboard")
     else:
         raise DataError(f"cannot read from {type(spec).__name__}")
     return loaded
@@ -58,7 +60,7 @@ def fingerprint(spec: RowOptions) -> str:
                 digest.update(_file_bytes(file))
     elif isinstance(spec, HubData):
         digest.update(_hub_commit(spec).encode())
-    elif isinstance(spec, HarvestData):
+    elif isinstance(spec, HarvestData | LeaderboardData):
         digest.update(spec.fingerprint().encode())
     return digest.hexdigest()
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from karat.rows.harvest import HarvestSettings
+from karat.rows.leaderboard import LeaderboardSettings
 
 Layout = Literal["text", "alpaca", "prompt_completion", "preference", "messages", "sharegpt"]
 Format = Literal["jsonl", "json", "parquet", "csv", "tsv", "arrow", "saved"]
@@ -67,6 +68,14 @@ class HarvestData(HarvestSettings, RowOptions):
     columns: Columns = Columns(id="id", group="package", prompt="prompt", response="completion")
 
 
+class LeaderboardData(LeaderboardSettings, RowOptions):
+    """A made-up leaderboard's questions; `responses: {simulate: ...}` with these settings are the answers."""
+
+    kind: Literal["leaderboard"] = "leaderboard"
+    layout: Layout | None = "prompt_completion"
+    columns: Columns = Columns(id="id", group="dataset", prompt="prompt", response="completion")
+
+
 def _kind(value: Any) -> str:
     kind = value.get("kind", "file") if isinstance(value, dict) else getattr(value, "kind", "file")
     return str(kind)
@@ -75,7 +84,8 @@ def _kind(value: Any) -> str:
 DataSpec = Annotated[
     Annotated[FileData, Tag("file")]
     | Annotated[HubData, Tag("hub")]
-    | Annotated[HarvestData, Tag("harvest")],
+    | Annotated[HarvestData, Tag("harvest")]
+    | Annotated[LeaderboardData, Tag("leaderboard")],
     Discriminator(_kind),
 ]
 
@@ -84,5 +94,9 @@ def data_keys(kind: Any, *, nested: bool = False) -> list[str]:
     """The keys that may stand in a data source of this kind, or in its `columns`."""
     if nested:
         return list(Columns.model_fields)
-    models: dict[Any, type[RowOptions]] = {"hub": HubData, "harvest": HarvestData}
+    models: dict[Any, type[RowOptions]] = {
+        "hub": HubData,
+        "harvest": HarvestData,
+        "leaderboard": LeaderboardData,
+    }
     return list(models.get(kind, FileData).model_fields)

@@ -66,7 +66,7 @@ def test_the_code_of_a_response() -> None:
         TESTS,
         "def check(candidate):\n    assert candidate(1, 2) == 3\ncheck(add)",
         "def test_one():\n    assert add(1, 2) == 3",
-        "import unittest\nclass T(unittest.TestCase):\n    def test_one(self): self.assertEqual(add(1, 2), 3)",
+        "import unittest\nclass T(unittest.TestCase):\n    def test_1(self): self.assertEqual(add(1, 2), 3)",
         "for i in range(3):\n    assert add(i, i) == 2 * i",
         "from answer import add as other\nassert other(1, 2) == 3",
     ],
@@ -112,6 +112,13 @@ def test_passing_cannot_be_claimed(code: str) -> None:
 
 
 @needs_sandbox
+def test_replaced_builtins_do_not_judge() -> None:
+    code = "import builtins\nbuiltins.all = lambda x: True\nbuiltins.abs = lambda x: 0\n" + NINE
+    assert reason(code, "assert all([add(1, 2) == 3])")
+    assert reason(code, "assert abs(add(1, 2) - 3) < 1")
+
+
+@needs_sandbox
 def test_the_secret_is_not_there_before_the_tests_are_done() -> None:
     code = (
         "import sys, gc, re\n"
@@ -145,7 +152,7 @@ def test_the_secret_is_not_there_before_the_tests_are_done() -> None:
         ("open('/dev/mem')", "FileNotFoundError"),
         ("x = input()", "EOFError"),
         (
-            "import threading, time\nfor i in range(99): threading.Thread(None, time.sleep, 'a', (9,)).start()",
+            "from threading import *\nfor i in range(99): Timer(9, print).start()",
             "thread",
         ),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,14 +82,17 @@ def read_counts(path: Path) -> QueryCounts:
     if not path.is_file():
         raise DataError("there is no such file", where=str(path))
     parts = []
-    for first, frame in blocks_of(path):
+    for block in blocks_of(path, lambda _names: None):
+        frame = block.frame
         named = {
             "item": _column(frame, ITEMS, "item", path),
             "samples": _column(frame, SAMPLES, "samples", path),
             "correct": _column(frame, CORRECT, "correct", path),
         }
         parts.append(
-            _checked(frame.select(pl.col(name).alias(key) for key, name in named.items()), first, path)
+            _checked(
+                frame.select(pl.col(name).alias(key) for key, name in named.items()), block.numbers, path
+            )
         )
     if not parts:
         return QueryCounts(
@@ -117,7 +121,7 @@ def _column(frame: pl.DataFrame, names: tuple[str, ...], what: str, path: Path) 
     return found
 
 
-def _checked(frame: pl.DataFrame, first: int, path: Path) -> pl.DataFrame:
+def _checked(frame: pl.DataFrame, numbers: Sequence[int], path: Path) -> pl.DataFrame:
     whole = frame.select(
         pl.col("item").cast(pl.String, strict=False),
         *(_whole(frame[name]).alias(name) for name in ("samples", "correct")),
@@ -134,7 +138,7 @@ def _checked(frame: pl.DataFrame, first: int, path: Path) -> pl.DataFrame:
         said = ", ".join(f"{name} {frame[name][at]!r}" for name in frame.columns)
         raise DataError(
             f"{said}: expected a name and whole numbers, 0 ≤ correct ≤ samples",
-            where=f"{path}, row {first + at:,}",
+            where=f"{path}, row {numbers[at]:,}",
         )
     return whole
 

@@ -68,6 +68,11 @@ def test_a_constant_score_is_seen(values: list[Any], rows: int | None) -> None:
     assert (found.rows if found else None) == rows
 
 
+def test_how_much_a_score_was_estimated_from_is_no_score() -> None:
+    table = pl.DataFrame({"dart.fail_rate": [0.5, 0.25], "dart.samples": [24, 24], "glicko2.games": [3, 3]})
+    assert measured(table, ["dart", "glicko2"]) == ["dart.fail_rate"]
+
+
 def test_a_constant_names_its_value() -> None:
     found = constant(column([3.0] * 396 + [1.0] * 4), "m.s")
     assert found is not None

@@ -36,6 +36,8 @@ TRUNCATIONS = 0.05
 """Above this share of truncated rows there is an alarm: beginnings are compared with whole texts."""
 ALIKE = 0.99
 """Vectors whose mean cosine is above this are nearly all the same direction."""
+_COUNTS = (".samples", ".correct", ".games", ".responses")
+"""Columns that say from how much a score was estimated: alike in all rows where a design is balanced."""
 HALF, TWICE, SIGMAS = 0.5, 2.0, 4.0
 """Failures are concentrated in a part of the pool that holds half of them, twice its share of the rows, and
 more than four standard deviations of a fair draw above it."""
@@ -100,11 +102,14 @@ def _merged(counts: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict
 
 
 def measured(scores: pl.DataFrame, kinds: Sequence[str]) -> list[str]:
-    """The numeric columns that are scores: no lengths, no bounds of estimates, no vectors."""
+    """The numeric columns that are scores: no lengths, no counts of responses, no bounds, no vectors."""
     return [
         name
         for name in _of(scores.columns, kinds)
-        if scores[name].dtype.is_numeric() and not is_length(name) and not is_bound(name, scores.columns)
+        if scores[name].dtype.is_numeric()
+        and not is_length(name)
+        and not name.endswith(_COUNTS)
+        and not is_bound(name, scores.columns)
     ]
 
 

@@ -3,6 +3,8 @@
     rows/<key>/            one data source: view.parquet, original.parquet, about.json
     scores/<key>/*.parquet one scorer on one reference: content digest of a row -> its measurements
     fits/<key>/            what such a scorer learned from one whole pool: fitted.safetensors, and its steps
+    items/<key>/           what was measured of the items of a table of responses
+    responses/<key>/       what a model wrote, response by response, with given settings
     work/                  chunks on their way to a worker
     train/<key>/           one trained model with its metrics
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
@@ -87,6 +87,7 @@ def test_a_period_is_that_of_the_definition_in_any_order(
     known: list[Player], games: list[tuple[str, str, float]], tau: float, random: object
 ) -> None:
     games = [game for game in games if game[0] != game[1]]
+    assume(games)  # without one there is no period
     players = dict(zip("abcd", known, strict=True))
     fit = Glicko2(tau=tau).fit(frame(games), start=ratings(players))
     for name in fit.ratings:
@@ -114,6 +115,30 @@ def test_a_period_without_games_widens_the_deviation_only() -> None:
     assert Glicko2(most_deviation=most).fit(games).deviations["a"] == pytest.approx(most, rel=1e-12)
 
 
+def test_a_newcomer_begins_with_the_deviation_set_whatever_the_period() -> None:
+    """Periods before the first game are no idle ones; those of who is known from before are."""
+    early, late = [("a", "b", 1.0)], [("c", "d", 0.0)]
+    fit = Glicko2().fit(frame(early + late).with_columns(time=pl.Series([0, 9])))
+    alone = Glicko2().fit(frame(late))
+    for name in "cd":
+        assert (fit.ratings[name], fit.deviations[name]) == (alone.ratings[name], alone.deviations[name])
+    known = Glicko2().fit(frame(early + late).with_columns(time=pl.Series([0, 9])), start=alone)
+    assert known.deviations["c"] > Glicko2().fit(frame(late), start=alone).deviations["c"]
+
+
+def test_ratings_to_go_on_from_are_checked_and_keep_everybody() -> None:
+    answers = pl.DataFrame({"subject": ["s", "t"], "item": ["x", "y"], "correct": [0, 1]})
+    start = Glicko2().fit(answers)
+    fit = Glicko2().fit(answers.with_columns(subject=pl.Series(["r", "t"])), start=start)
+    assert fit.subjects["subject"].to_list() == ["r", "s", "t"]
+    assert fit.items["item"].to_list() == ["x", "y"]
+    assert fit.subjects["games"].to_list() == [1, 1, 2]
+    with pytest.raises(KaratError, match="'s' is there more than once"):
+        Glicko2().fit(answers, start=pl.concat([start.players, start.players.head(1)]))
+    with pytest.raises(KaratError, match="no column 'role'"):
+        Glicko2().fit(answers, start=start.players.drop("role"))
+
+
 def test_periods_by_count_by_time_and_going_on_agree() -> None:
     games = [("a", "b", 1.0), ("b", "c", 0.5), ("c", "a", 0.0), ("a", "c", 1.0)]
     days = ["2024-01-01", "2024-01-03", "2024-01-08", "2024-01-10"]
@@ -124,8 +149,9 @@ def test_periods_by_count_by_time_and_going_on_agree() -> None:
     assert by_count.players.equals(by_week.players)
     assert by_count.players.equals(by_number.players)
     joined = by_count.players.join(going_on.players, on="player", suffix="_on")
-    # b does not play in the second period, and so is not in a fit of that period alone.
-    assert going_on.players["player"].to_list() == ["a", "c"]
+    # b does not play in the second period, and is there with a wider deviation all the same.
+    assert going_on.players["player"].to_list() == ["a", "b", "c"]
+    assert Glicko2().fit(frame(games[:0]), start=by_count).players.equals(by_count.players)
     for column in ("rating", "deviation", "volatility", "games"):
         assert joined[column].to_list() == pytest.approx(joined[f"{column}_on"].to_list(), rel=1e-12)
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from karat.scorers.glicko2.rating import NEW
+
 CONVERGED = 1e-12
 """Width of the bracket around ln(sigma²) at which the iteration ends; Glickman suggests 1e-6."""
 MOST_STEPS = 200
@@ -94,9 +96,10 @@ def _period(
     """
     for game in range(one.size):
         for player in (one[game], other[game]):
-            # Periods without a game widen the deviation and change nothing else (step 6).
+            # Periods without a game widen the deviation and change nothing else (step 6); those before the
+            # first game are none.
             idle = number - last[player] - 1
-            if idle > 0:
+            if idle > 0 and last[player] > NEW:
                 phi[player] = min(cap, math.sqrt(phi[player] ** 2 + idle * sigma[player] ** 2))
             if last[player] < number:
                 last[player] = number

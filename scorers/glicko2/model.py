@@ -29,7 +29,8 @@ class Glicko2(ItemScorer):
 
     Glickman's steps 1 to 8 for each rating period, with the volatility iterated to the last bits: the worked
     example gives 1464.050671, 151.516524 and sigma' = 0.0599959844. All games of a period count from the
-    ratings before it; their order changes no bit. Periods without a game widen a player's deviation.
+    ratings before it; their order changes no bit. Periods without a game widen a player's deviation,
+    from its first game on: before, it is `deviation`.
 
     Periods matter: within one, everybody is met at the rating from before it. In a single period a difficulty
     is the share of wrong answers on another scale, whoever answered; over many it takes account of who did.
@@ -97,7 +98,7 @@ class Glicko2(ItemScorer):
 
         games: a frame with `player`, `opponent`, `score` (1 won, 0 lost, 0.5 drawn) and perhaps `time`, or
         responses in any form that `karat.scorers.responses` reads. Whole-number times are rating periods,
-        unless `period` says otherwise. start: ratings to go on from.
+        unless `period` says otherwise. start: ratings to go on from; its players are all in the new fit.
 
         Raises ScoreError and DataError naming the row for a bad score, a player against itself, no name.
         """
@@ -123,6 +124,8 @@ class Glicko2(ItemScorer):
         from karat.scorers.responses.table import Responses
         from karat.selecting import as_polars, column_names
 
+        if isinstance(games, pl.LazyFrame):
+            games = games.collect()
         if not isinstance(games, str | Responses | np.ndarray) and hasattr(games, "columns"):
             frame = as_polars(games, column_names(games))
             if {"player", "opponent", "score"} <= set(frame.columns):

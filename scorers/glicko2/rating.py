@@ -15,6 +15,11 @@ SCALE = 173.7178
 """Rating points per unit of Glicko-2's own scale (Glickman, step 2)."""
 CENTRE = 1500.0
 MOST_RATING = 1e5
+NEW = -2
+"""Last period of who has not played yet."""
+BEFORE = -1
+"""That of who is known from before the first one."""
+_STATE = ["player", "role", "rating", "deviation", "volatility", "games"]
 Codes = NDArray[np.int32]
 
 
@@ -49,29 +54,33 @@ def rated(games: Games, tau: float, cap: float, start: Start, before: pl.DataFra
     """`player`, `role`, `rating`, `deviation`, `volatility`, `games`, at the end of the last period.
 
     Games of one period are played in a canonical order, so that the order in which they come changes no bit.
+    before: ratings to go on from. Who is there and plays no more keeps the rating, with a wider deviation.
     """
     from karat.scorers.glicko2 import kernels
 
-    count = games.players.height
+    players = games.players if before is None else _with_absent(games.players, before)
+    count = players.height
     mu = np.full(count, (start.rating - CENTRE) / SCALE)
     phi, sigma = np.full(count, start.deviation / SCALE), np.full(count, start.volatility)
-    last, played = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+    last, played = np.full(count, NEW, np.int64), np.zeros(count, np.int64)
     if before is not None:
-        _go_on(games.players, before, mu, phi, sigma, played)
+        _go_on(players, before, mu, phi, sigma, last, played)
     first, second, score, period = canonical(games)
     numbers, starts = np.unique(period, return_index=True)
     starts = np.append(starts, period.size)
     state = (mu, phi, sigma, last, played)
     kernels.periods(starts, numbers, first, second, score, tau, cap / SCALE, *state)
     if numbers.size:
-        idle = np.maximum(0, numbers[-1] - last)
+        idle = np.where(last == NEW, 0, np.maximum(0, numbers[-1] - last))
         phi = np.where(idle > 0, np.minimum(cap / SCALE, np.sqrt(phi**2 + idle * sigma**2)), phi)
-    return games.players.with_columns(
+    table = players.with_columns(
         rating=pl.Series(mu * SCALE + CENTRE),
         deviation=pl.Series(phi * SCALE),
         volatility=pl.Series(sigma),
         games=pl.Series(played),
     )
+    # Those who did not play stand behind the others until here.
+    return table if count == games.players.height else _in_order(table)
 
 
 def canonical(games: Games) -> tuple[Codes, Codes, NDArray[np.float64], NDArray[np.int64]]:
@@ -113,24 +122,39 @@ def _as_numbers(
     return (key % players).astype(np.int32), other, won, key // players
 
 
+def _with_absent(players: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
+    """The players, then those of `before` who are not among them."""
+    missing = [name for name in _STATE if name not in before.columns]
+    if missing:
+        raise ScoreError(f"the ratings to go on from have no column {missing[0]!r}", where="start")
+    keys = before.select("player", "role")
+    twice = keys.filter(keys.is_duplicated())
+    if twice.height:
+        raise ScoreError(f"{twice['player'][0]!r} is there more than once", where="start")
+    return pl.concat([players, keys.join(players, on=["player", "role"], how="anti")])
+
+
+def _in_order(players: pl.DataFrame) -> pl.DataFrame:
+    """Subjects before items, each by name."""
+    return players.sort(pl.col("role") != "subject", "role", "player")
+
+
 def _go_on(
     players: pl.DataFrame,
     before: pl.DataFrame,
     mu: NDArray[np.float64],
     phi: NDArray[np.float64],
     sigma: NDArray[np.float64],
+    last: NDArray[np.int64],
     played: NDArray[np.int64],
 ) -> None:
     """Take over the ratings of players who are known."""
-    wanted = ["player", "role", "rating", "deviation", "volatility", "games"]
-    missing = [name for name in wanted if name not in before.columns]
-    if missing:
-        raise ScoreError(f"the ratings to go on from have no column {missing[0]!r}", where="start")
-    found = players.join(before.select(wanted), on=["player", "role"], how="left", maintain_order="left")
+    found = players.join(before.select(_STATE), on=["player", "role"], how="left", maintain_order="left")
     known = found["rating"].is_not_null().to_numpy()
     mu[known] = (found["rating"].to_numpy()[known] - CENTRE) / SCALE
     phi[known] = found["deviation"].to_numpy()[known] / SCALE
     sigma[known] = found["volatility"].to_numpy()[known]
+    last[known] = BEFORE
     played[known] = found["games"].to_numpy()[known]
 
 

@@ -15,7 +15,7 @@ from karat.scorers.responses.parts import BLANKS, Part
 
 
 def array_parts(matrix: NDArray[Any], source: str = "matrix") -> Iterator[Part]:
-    """Rows of an array with NaN for gaps; subjects and items are called by their number, from 0."""
+    """Rows of an array with NaN, or a negative integer, for gaps; names are numbers, from 0."""
     if matrix.ndim != 2:
         raise DataError(f"an array of {matrix.ndim} dimensions is no subjects × items matrix")
     if matrix.dtype.kind not in "fiubO":
@@ -26,7 +26,10 @@ def array_parts(matrix: NDArray[Any], source: str = "matrix") -> Iterator[Part]:
     for first in range(0, subjects if items else 0, step):
         some = matrix[first : first + step]
         try:
-            cells = pl.Series(some.reshape(-1).astype(np.float64)).fill_nan(None)
+            grades = some.reshape(-1).astype(np.float64)
+            if matrix.dtype.kind == "i":
+                grades[grades < 0] = np.nan
+            cells = pl.Series(grades).fill_nan(None)
         except (TypeError, ValueError) as error:
             where = f"{source}, rows {first + 1:,} to {first + len(some):,}"
             raise DataError(f"there is no grade: {error}", where=where) from None

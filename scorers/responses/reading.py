@@ -49,7 +49,7 @@ def responses(source: Any, layout: Layout | None = None, **settings: Any) -> Res
 
     source: a path (Parquet, CSV, TSV, JSONL, each also compressed; a folder of such files or of
     lm-evaluation-harness logs), a frame (polars, pandas, Arrow) in long form, a [subjects × items] numpy
-    array with NaN for gaps, or `Responses`. settings: those of `Layout`.
+    array with NaN (or a negative integer) for gaps, or `Responses`. settings: those of `Layout`.
 
     A long table has one row for each response: subject, item, correct (0 or 1, true or false, or a grade
     between), and time if there is one; its columns are found by name unless they are given. A matrix has one

@@ -70,6 +70,7 @@ def test_a_constant_score_is_seen(values: list[Any], rows: int | None) -> None:
 
 def test_how_much_a_score_was_estimated_from_is_no_score() -> None:
     table = pl.DataFrame({"dart.fail_rate": [0.5, 0.25], "dart.samples": [24, 24], "glicko2.games": [3, 3]})
+    table = table.with_columns(pl.lit(42.0).alias("glicko2.difficulty_se"))
     assert measured(table, ["dart", "glicko2"]) == ["dart.fail_rate"]
 
 

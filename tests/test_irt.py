@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -285,7 +286,10 @@ BAD = [
     (pl.DataFrame({"subject": ["a", "b"], "item": ["x", "x"], "correct": [1.0, 0.5]}), "correct is 0.5"),
     (pl.DataFrame({"subject": ["a", None], "item": ["x", "x"], "correct": [1, 0]}), "subject is null"),
     (pl.DataFrame({"subject": ["a"], "item": ["x"], "corect": [1]}), "no column 'correct'"),
-    (pl.DataFrame({"subject": ["a"], "item": ["x"], "correct": ["yes"]}), "holds String"),
+    (
+        pl.DataFrame({"subject": ["a"], "item": ["x"], "correct": ["yes"]}),
+        "row 1, column correct: 'yes' is no grade",
+    ),
     (np.array([[0, 2], [1, 0]]), "a response is 2"),
     (np.zeros((3, 2), np.int8), "no item has both"),
     (np.zeros((0, 0)), "no responses"),
@@ -393,3 +397,18 @@ def test_conditional_and_marginal_agree_on_a_large_sample() -> None:
     found = conditional(matrix).items
     np.testing.assert_allclose(found["b"], marginal["b"] - marginal["b"].mean(), atol=0.01)
     np.testing.assert_allclose(found["b_se"], marginal["b_se"], rtol=0.15)
+
+
+def test_frames_are_read_as_files_are() -> None:
+    """Other names of the columns, grades as text, a matrix in a frame: one format for all methods."""
+    cells = np.random.default_rng(0).integers(0, 2, (60, 4))
+    matrix = pl.DataFrame(cells, schema=["0", "1", "2", "3"])
+    table = matrix.with_row_index("subject").unpivot(
+        index="subject", variable_name="item", value_name="correct"
+    )
+    expected = Irt(model="1pl").fit(table).items
+    words = pl.col("correct").replace_strict({0: "false", 1: "true"})
+    named = table.rename({"subject": "model", "item": "question", "correct": "score"})
+    wide = pd.DataFrame(cells)
+    for form in (table.with_columns(words), named, named.to_pandas(), matrix, wide, cells.astype(object)):
+        assert Irt(model="1pl").fit(form).items.equals(expected)

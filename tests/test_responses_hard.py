@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -246,6 +247,49 @@ def test_matrices_of_every_kind(tmp_path: Path) -> None:
         with pytest.raises(DataError):
             responses(bad)
     assert len(responses(np.zeros((0, 3)))) == 0
+
+
+def test_the_index_of_a_pandas_matrix_names_the_subjects(tmp_path: Path) -> None:
+    """In a CSV it has no name, in Parquet it is the last column; whole numbers might be taken for grades."""
+    cells = pd.DataFrame([[1, 0], [0, 1]], index=[1, 0], columns=["x", "y"])
+    expected = [("1", "x", 1.0), ("1", "y", 0.0), ("0", "x", 0.0), ("0", "y", 1.0)]
+    for index in (None, "model"):
+        named = cells.rename_axis(index=index)
+        named.to_csv(tmp_path / "m.csv")
+        named.to_parquet(tmp_path / "m.parquet")
+        for source in (tmp_path / "m.csv", tmp_path / "m.parquet", named):
+            assert list(responses(source).frame().iter_rows()) == expected
+    plain = pd.DataFrame([[1.0, np.nan]])
+    assert list(responses(plain).frame().iter_rows()) == [("1", "0", 1.0)]
+    kept = cells.assign(model=["a", "b"])[["model", "x"]]
+    assert responses(kept).subjects.to_list() == ["a", "b"]
+
+
+def test_a_long_table_without_one_of_its_columns_is_no_matrix(tmp_path: Path) -> None:
+    """All its cells may look like grades."""
+    (tmp_path / "l.csv").write_text("subject,itm,correct\n1,0,1\n2,1,0\n")
+    with pytest.raises(DataError, match=r"no column 'item'.*'itm'.*format: matrix"):
+        responses(tmp_path / "l.csv")
+    found = responses(tmp_path / "l.csv", format="matrix").frame()
+    assert found.rows()[:2] == [("1", "itm", 0.0), ("1", "correct", 1.0)]
+
+
+def test_a_header_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_bytes("subject,item,correct,métrique\na,b,1,2\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"l\.csv, row 1: not UTF-8"):
+        responses(tmp_path / "l.csv")
+
+
+def test_a_threshold_counts_for_responses_that_are_read_already() -> None:
+    read = responses(pl.DataFrame({"subject": ["a", "a"], "item": ["x", "y"], "correct": [0.7, 0.6]}))
+    assert responses(read, right_from=0.7).grade.tolist() == [1, 0]
+    assert responses(read) is read
+
+
+def test_a_negative_whole_number_is_a_gap_in_an_array() -> None:
+    assert responses(np.array([[1, -1]], np.int8)).frame().rows() == [("0", "0", 1.0)]
+    with pytest.raises(DataError, match="no grade"):
+        responses(np.array([[1.0, -1.0]]))
 
 
 def test_blocks_of_a_matrix_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -147,9 +147,16 @@ def read_source(responses: object, items: pl.Series | None = None) -> ResponseSo
     if not isinstance(responses, pl.DataFrame | np.ndarray) and hasattr(responses, "columns"):
         from karat.selecting import as_polars, column_names
 
-        responses = as_polars(responses, column_names(responses))
+        if set(COLUMNS) <= set(column_names(responses)):
+            responses = as_polars(responses, column_names(responses))
+        else:
+            return read_source(read_responses(responses), items)
     if isinstance(responses, pl.DataFrame):
-        return _from_frame(responses, items)
+        if _is_plain(responses):
+            return _from_frame(responses, items)
+        return read_source(read_responses(responses), items)
+    if isinstance(responses, np.ndarray) and responses.dtype == object and items is None:
+        return read_source(read_responses(responses))
     if isinstance(responses, np.ndarray):
         return _from_matrix(responses, items)
     raise DataError(
@@ -157,6 +164,13 @@ def read_source(responses: object, items: pl.Series | None = None) -> ResponseSo
         where=WHERE,
         hint="give a table with the columns subject, item and correct, or a subjects × items matrix",
     )
+
+
+def _is_plain(frame: pl.DataFrame) -> bool:
+    """Whether the columns have our names and grades are numbers; else it is read as a file would be."""
+    grades = frame.schema.get("correct")
+    known = grades is not None and (grades.is_numeric() or grades in (pl.Boolean, pl.Null))
+    return known and set(COLUMNS) <= set(frame.columns)
 
 
 def _from_table(table: Table) -> ResponseSource:

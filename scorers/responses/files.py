@@ -62,7 +62,7 @@ def _parquet(path: Path, choose: Choose) -> Iterator[Block]:
             height = max(1, min(BLOCK_ROWS, BLOCK_CELLS // max(1, len(columns or names))))
             row = 1
             for batch in file.iter_batches(height, columns=columns, use_threads=False):
-                yield Block(pl.DataFrame(pl.from_arrow(batch)), range(row, row + batch.num_rows))
+                yield Block(_frame(batch), range(row, row + batch.num_rows))
                 row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"is not a readable Parquet file: {error}", where=str(path)) from None
@@ -90,10 +90,17 @@ def _csv(path: Path, separator: str, choose: Choose) -> Iterator[Block]:
             )
             row = 2
             for batch in reader:
-                yield Block(pl.DataFrame(pl.from_arrow(batch)), range(row, row + batch.num_rows))
+                yield Block(_frame(batch), range(row, row + batch.num_rows))
                 row += batch.num_rows
     except pa.ArrowInvalid as error:
         raise _no_csv(path, separator, names, error) from None
+
+
+def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
+    """The same under its own names: polars gives a column without one a number."""
+    frame = pl.DataFrame(pl.from_arrow(batch))
+    frame.columns = batch.schema.names
+    return frame
 
 
 def _header(path: Path, separator: str) -> list[str]:
@@ -101,6 +108,8 @@ def _header(path: Path, separator: str) -> list[str]:
     names = next((row for _, row in _records(path, separator)), None)
     if names is None:
         raise DataError("is empty: there is not even a header", where=str(path))
+    if not _is_text(names):
+        raise DataError("not UTF-8", where=f"{path}, row 1")
     _refuse_twins(names, path)
     return names
 
@@ -129,11 +138,16 @@ def _no_csv(path: Path, separator: str, names: list[str], error: Exception) -> D
         problem = None
         if len(row) != len(names):
             problem = f"is no proper CSV: there are {len(row)} cells, and {len(names)} columns"
-        elif any(0xDC80 <= ord(letter) <= 0xDCFF for cell in row for letter in cell):
+        elif not _is_text(row):
             problem = "not UTF-8"
         if problem:
             return DataError(problem, where=f"{path}, row {number:,}")
     return DataError(f"is no proper CSV: {error}", where=str(path))
+
+
+def _is_text(row: list[str]) -> bool:
+    """Whether no byte of it stands for itself, as those do that are not UTF-8."""
+    return not any(0xDC80 <= ord(letter) <= 0xDCFF for cell in row for letter in cell)
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -13,6 +13,9 @@ from karat.errors import DataError
 from karat.scorers.responses.files import BLOCK_CELLS, Block
 from karat.scorers.responses.parts import BLANKS, Part
 
+_INDEX = "__index_level_0__"
+"""The column of an index without a name in a Parquet file of pandas."""
+
 
 def array_parts(matrix: NDArray[Any], source: str = "matrix") -> Iterator[Part]:
     """Rows of an array with NaN, or a negative integer, for gaps; names are numbers, from 0."""
@@ -76,12 +79,17 @@ def _cells(subjects: pl.Series, items: pl.Series, cells: pl.Series) -> pl.DataFr
 
 
 def subjects_in(frame: pl.DataFrame, known: Sequence[str]) -> str | None:
-    """The column of subjects: the first, if it is called so, has no name, or holds text that is no grade."""
+    """The column of subjects: the first, if it is called so, has no name, or holds text that is no grade.
+
+    Or the last, where pandas puts the index in Parquet, if that is its name or it is called so.
+    """
     if not frame.width:
         return None
-    first = frame.to_series(0)
+    first, last = frame.to_series(0), frame.columns[-1]
     if first.name.strip().lower() in ("", "index", *known):
         return first.name
+    if last == _INDEX or last.strip().lower() in known:
+        return last
     if first.dtype != pl.String:
         return None
     text = first.str.strip_chars().str.to_lowercase()

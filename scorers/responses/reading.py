@@ -48,18 +48,19 @@ def responses(source: Any, layout: Layout | None = None, **settings: Any) -> Res
     """Responses from anything that holds some; raises DataError naming file, row and column.
 
     source: a path (Parquet, CSV, TSV, JSONL, each also compressed; a folder of such files or of
-    lm-evaluation-harness logs), a frame (polars, pandas, Arrow) in long form, a [subjects × items] numpy
-    array with NaN (or a negative integer) for gaps, or `Responses`. settings: those of `Layout`.
+    lm-evaluation-harness logs), a frame (polars, pandas, Arrow), a [subjects × items] numpy array with NaN
+    (or a negative integer) for gaps, or `Responses`. settings: those of `Layout`.
 
     A long table has one row for each response: subject, item, correct (0 or 1, true or false, or a grade
     between), and time if there is one; its columns are found by name unless they are given. A matrix has one
-    row for each subject and one column for each item; a first column of text names the subjects. Other
+    row for each subject and one column for each item; a first column of text, or the index of a pandas
+    frame, names the subjects. What has two of the three columns of a long table is no matrix. Other
     columns are not read, but for those that `metadata` names. Responses of one subject to one item that come
     more than once are all kept, as samples.
     """
     layout = replace(layout or Layout(), **settings)
     if isinstance(source, Responses):
-        return source
+        return source if layout.right_from is None else source.graded(layout.right_from)
     if isinstance(source, np.ndarray):
         return collect(array_parts(source), "matrix", layout.right_from)
     if isinstance(source, str | Path):
@@ -67,11 +68,27 @@ def responses(source: Any, layout: Layout | None = None, **settings: Any) -> Res
     from karat.selecting import as_polars, column_names
 
     frame = as_polars(source, column_names(source))
-    block = Block(frame, range(1, frame.height + 1))
-    if _is_matrix(frame.columns, layout) and frame.height and layout.format == "matrix":
-        parts = block_parts(block, _matrix_subjects(frame, "frame", layout), "frame")
-        return collect(parts, "frame", layout.right_from)
-    return collect([_long(block, "frame", layout)], "frame", layout.right_from)
+    rows = range(1, frame.height + 1)
+    if frame.height and _is_matrix(frame.columns, layout):
+        subject = _matrix_subjects(frame, "frame", layout)
+        if layout.format == "matrix" or _all_grades(frame, subject):
+            frame, subject = (frame, subject) if subject is not None else _with_index(frame, source)
+            return collect(block_parts(Block(frame, rows), subject, "frame"), "frame", layout.right_from)
+    return collect([_long(Block(frame, rows), "frame", layout)], "frame", layout.right_from)
+
+
+def _all_grades(frame: pl.DataFrame, subject: str | None) -> bool:
+    """Whether all columns but that of the subjects may be items."""
+    kinds = (dtype for name, dtype in frame.schema.items() if name != subject)
+    return all(dtype.is_numeric() or dtype in (pl.Boolean, pl.Null) for dtype in kinds)
+
+
+def _with_index(frame: pl.DataFrame, source: Any) -> tuple[pl.DataFrame, str | None]:
+    """The index of a pandas frame as subjects, unless it only numbers the rows."""
+    index = getattr(source, "index", None)
+    if index is None or type(index).__name__ == "RangeIndex" or "" in frame.columns:
+        return frame, None
+    return frame.insert_column(0, pl.Series("", [str(name) for name in index], dtype=pl.String)), ""
 
 
 def _from_path(path: Path, layout: Layout) -> Responses:
@@ -154,7 +171,8 @@ def _is_matrix(names: list[str], layout: Layout) -> bool:
     named = (layout.subject, SUBJECTS), (layout.item, ITEMS), (layout.correct, GRADES)
     # A column that was asked for by name, and for a long table: what is missing is then said of that.
     asked = layout.item is not None or layout.correct is not None
-    return not asked and not all(given or _first(names, known) for given, known in named)
+    # Two of the three are a long table without the third; one may be a matrix's subjects, or an item.
+    return not asked and sum(bool(given or _first(names, known)) for given, known in named) < 2
 
 
 def _matrix_subjects(frame: pl.DataFrame, source: str, layout: Layout) -> str | None:
@@ -172,7 +190,9 @@ def _first(names: list[str], known: tuple[str, ...]) -> str | None:
 
 def _no_column(wanted: str, what: str, names: list[str], source: str) -> DataError:
     return DataError(
-        f"there is no column {wanted!r}", where=source, hint=f"{closest(wanted, names)} Name it: `{what}: …`"
+        f"there is no column {wanted!r}",
+        where=source,
+        hint=f"{closest(wanted, names)} Name it: `{what}: …`; a matrix is `format: matrix`",
     )
 
 

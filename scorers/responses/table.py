@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -82,6 +82,10 @@ class Responses:
         """Responses of a subject to an item beyond the first; they are kept, as further samples."""
         pairs = self.subject.astype(np.int64) * len(self.items) + self.item
         return len(self) - int(np.unique(pairs).size)
+
+    def graded(self, right_from: float) -> Responses:
+        """The same with the grades from `right_from` on as 1, and the others as 0."""
+        return replace(self, grade=(self.grade >= np.float32(right_from)).astype(np.float32))
 
     def binary(self) -> Responses:
         """The same, if every grade is 0 or 1; raises DataError naming the first that is not."""

@@ -102,13 +102,13 @@ def _merged(counts: Sequence[Mapping[str, Any]], by: Sequence[str]) -> list[dict
 
 
 def measured(scores: pl.DataFrame, kinds: Sequence[str]) -> list[str]:
-    """The numeric columns that are scores: no lengths, no counts of responses, no bounds, no vectors."""
+    """The numeric columns that are scores: no lengths, counts of responses, errors, bounds or vectors."""
     return [
         name
         for name in _of(scores.columns, kinds)
         if scores[name].dtype.is_numeric()
         and not is_length(name)
-        and not name.endswith(_COUNTS)
+        and not name.endswith((*_COUNTS, "_se"))
         and not is_bound(name, scores.columns)
     ]
 

@@ -125,7 +125,8 @@ def as_polars(table: Any, columns: list[str]) -> pl.DataFrame:
         return table.select(columns)
     kind = _library(table)
     if kind == "pandas":
-        return pl.from_pandas(table[columns])
+        named = table.set_axis([str(name) for name in table.columns], axis=1)
+        return pl.from_pandas(named[columns])
     if kind == "datasets":
         # Formatting as Arrow follows the row order of a shuffled or filtered dataset.
         table = table.select_columns(columns).with_format("arrow")[:]

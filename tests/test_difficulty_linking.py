@@ -285,3 +285,32 @@ def test_subjects_who_decide_the_link_are_named() -> None:
     tables["b"] = tables["b"].with_columns(correct=pl.col("correct") & ~pl.col("subject").is_in(odd))
     with pytest.warns(LinkWarning, match=r"far off and decide the link \('s4"):
         link(fit_each(tables), to="a")
+
+
+def test_groups_of_other_ability_are_linked_with_less_bias_than_one_fit_has() -> None:
+    """One fit takes all subjects for draws of one normal distribution, which draws the groups together."""
+    draw = np.random.default_rng(0)
+    theta = np.concatenate([draw.normal(size=300), draw.normal(0.5, 1, 100), draw.normal(1, 1, 300)])
+    easy, hard = draw.normal(size=40), draw.normal(0.5, 1, 40)
+    tables = []
+    for name, who, b in (("a", slice(0, 400), easy), ("b", slice(300, 700), hard)):
+        right = draw.random((theta[who].size, 40)) < 1 / (1 + np.exp(b - theta[who, None]))
+        ids = np.arange(theta.size)[who]
+        items = [f"{name}{j:02}" for j in range(40)]
+        tables.append(
+            pl.DataFrame(
+                {
+                    "subject": np.repeat(ids, 40).astype(str),
+                    "item": items * ids.size,
+                    "correct": right.reshape(-1),
+                }
+            )
+        )
+    irt = Irt(model="1pl")
+    linked = link({"a": irt.fit(tables[0]), "b": irt.fit(tables[1])}, to="a")
+    off = []
+    for table in (linked, irt.fit_quietly(pl.concat(tables)).items.sort("item")):
+        found = table["difficulty"].to_numpy()
+        scale = easy.std() / found[:40].std()
+        off.append(abs(float((scale * (found[40:] - found[:40].mean()) + easy.mean() - hard).mean())))
+    assert off[0] < 0.1 < off[1]

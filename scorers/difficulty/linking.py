@@ -68,7 +68,9 @@ def link(fits: Mapping[str, object], to: str, *, slope: Slope = "auto") -> pl.Da
 
     A subject may be better in one dataset than in the other by more than chance. What abilities scatter
     beyond their errors is split evenly between both sides; it widens the errors. One fit of the tables
-    together (concurrent calibration) uses all that is shared and is better where it can be had.
+    together (concurrent calibration) uses all that is shared, and is as good where the subjects of all
+    datasets are of one population; where they are not, its single normal prior draws the groups together,
+    and the link has less bias.
 
     Raises DataError where a dataset shares fewer than two usable subjects with `to`, where abilities do not
     rise together, and for fits of different kinds. Warns (LinkWarning) for few subjects, a weak relation,

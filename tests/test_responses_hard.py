@@ -274,6 +274,12 @@ def test_a_long_table_without_one_of_its_columns_is_no_matrix(tmp_path: Path) ->
     assert found.rows()[:2] == [("1", "itm", 0.0), ("1", "correct", 1.0)]
 
 
+def test_a_list_is_shown_as_one() -> None:
+    frame = pl.DataFrame({"subject": ["a"], "item": ["x"], "correct": [[1]]})
+    with pytest.raises(DataError, match=r"row 1, column correct: \[1\] is no grade"):
+        responses(frame)
+
+
 def test_a_header_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_bytes("subject,item,correct,métrique\na,b,1,2\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"l\.csv, row 1: not UTF-8"):

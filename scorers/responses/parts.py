@@ -130,8 +130,10 @@ def _graded(part: Part, right_from: float | None) -> tuple[pl.DataFrame, int]:
     beyond = grades.is_infinite() if right_from is not None else (grades < 0) | (grades > 1)
     bad = (grades.is_nan() | beyond).fill_null(value=False).arg_true()
     if len(bad):
+        value = frame["correct"][bad[0]]
+        value = value.to_list() if isinstance(value, pl.Series) else value
         raise DataError(
-            f"{frame['correct'][bad[0]]!r} is no grade",
+            f"{value!r} is no grade",
             where=part.place(bad[0], "correct"),
             hint="0 or 1, true or false, or a number between 0 and 1; empty where there is no response; "
             "`right_from: 60` turns grades on another scale into right and wrong",

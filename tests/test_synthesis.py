@@ -225,7 +225,9 @@ class Model:
         self.asked: list[tuple[str, int]] = []
         self.dies_after, self.variants = dies_after, variants
 
-    def sample(self, asks: Sequence[Ask], on_sample: OnSample | None = None) -> list[Sample]:
+    def sample(
+        self, asks: Sequence[Ask], on_sample: OnSample | None = None, among: Sequence[Ask] = ()
+    ) -> list[Sample]:
         found = []
         for ask in asks:
             if self.dies_after is not None and len(self.asked) >= self.dies_after:

@@ -152,8 +152,8 @@ def _result(rows: Sequence[_Row], settings: SynthesisSettings, rounds: int) -> S
         guess = _fail_rate(state, numbers)
         # Found by the pilot, unless it was given.
         rate = row.fail_rate
-        if rate is None and settings.allocation.needs_difficulty() and state.target is not None:
-            rate = _piloted(state, settings)
+        if rate is None:
+            rate = state.pilot_rate
         reason = _shortfall(state, len(kept), settings.max_samples)
         counts = (state.asked, len(numbers), state.distinct(), len(kept), state.cut, state.failures)
         queries.append((row.id, rate, state.target, *counts, state.tokens, guess, reason))
@@ -178,13 +178,8 @@ def _fail_rate(state: Query, numbers: Sequence[int]) -> float | None:
         return None
     right, n = len(numbers), state.asked
     if right >= state.target:
-        right, n = state.target, min(numbers[state.target - 1] + 1, n)
+        right, n = state.target, state.order(numbers[state.target - 1])
     return 1 - float(estimate([right], [n], "inverse", state.target).rate[0])
-
-
-def _piloted(state: Query, settings: SynthesisSettings) -> float:
-    pilot = min(settings.pilot, settings.max_samples, state.asked)
-    return 1 - sum(number < pilot for number in state.right) / pilot
 
 
 def _shortfall(state: Query, kept: int, cap: int) -> str | None:

@@ -36,7 +36,9 @@ class Scripted:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int]] = []
 
-    def sample(self, asks: Sequence[Ask], on_sample: OnSample | None = None) -> list[Sample]:
+    def sample(
+        self, asks: Sequence[Ask], on_sample: OnSample | None = None, among: Sequence[Ask] = ()
+    ) -> list[Sample]:
         found = []
         for ask in asks:
             self.asked.append((ask.query, ask.number))

@@ -20,7 +20,7 @@ import pytest
 from served_stub import Call, Given, ServedStub
 from tiny_models import tiny_model
 
-from karat.errors import ScoreError
+from karat.errors import ScoreError, StoreError
 from karat.scorers.generation import generating
 from karat.scorers.generation.generating import generate
 from karat.scorers.generation.ledger import Ledger
@@ -56,7 +56,9 @@ class Stub:
         self.asked: list[Ask] = []
         self.calls: list[int] = []
 
-    def sample(self, asks: Sequence[Ask], on_sample: OnSample | None = None) -> list[Sample]:
+    def sample(
+        self, asks: Sequence[Ask], on_sample: OnSample | None = None, among: Sequence[Ask] = ()
+    ) -> list[Sample]:
         self.calls.append(len(asks))
         found = []
         for ask in asks:
@@ -279,3 +281,106 @@ def test_two_processes_at_once_give_what_one_gives(tmp_path: Path) -> None:
     again = generate(LocalSampler(source, generation), wanted, Ledger(tmp_path / "c", key), Quiet())
     assert again.equals(found)
     assert Ledger(tmp_path, key).known().equals(found)
+
+
+KILLED = """
+    import os, signal, sys, zlib
+    from pathlib import Path
+    import transformers.models.llama.modeling_llama
+    from karat.scorers.generation import batch, generating
+    from karat.scorers.generation.generating import generate
+    from karat.scorers.generation.ledger import Ledger
+    from karat.scorers.generation.responders import ResponseModel, responses_key, sampler_of
+    from karat.scorers.generation.samples import Ask
+    from karat.scorers.generation.settings import Generation
+
+    generating.CHUNK = 30
+    source = ResponseModel(model=sys.argv[1], device="cpu")
+    generation = Generation(max_new_tokens=12, batch_size=5)
+    asks = [Ask(f"q{q}", "x" * q, n) for q in range(8) for n in range(7)]
+
+    # Logits that feel what else is in their batch, as on a GPU, but more.
+    draw = batch.Drawing.__call__
+    def disturbed(self, input_ids, scores):
+        return draw(self, input_ids, scores * (1 + 0.1 * (zlib.crc32(b"".join(self.keys)) % 7)))
+    batch.Drawing.__call__ = disturbed
+
+    def run(home, stop):
+        ledger, added = Ledger(home, responses_key(source, generation)), []
+        add = ledger.add
+        def adding(ask, sample):
+            added.append(add(ask, sample))
+            if len(added) == stop:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return added[-1]
+        ledger.add = adding
+        generate(sampler_of(source, generation), asks, ledger).write_parquet(home / "found.parquet")
+        assert not list(ledger.folder.glob("begun-*"))
+
+    for kills in sys.argv[3:]:
+        home = Path(sys.argv[2], kills)
+        home.mkdir()
+        for stop in map(int, kills.split()):
+            child = os.fork()
+            if not child:
+                run(home, stop)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == (signal.SIGKILL if stop else 0)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_killed_between_and_within_batches_the_bytes_stay_the_same(tmp_path: Path) -> None:
+    # Batches of 5 in chunks of 30 and 26: kills after a batch, within one, at a chunk's end, in the second.
+    killed = ("5 0", "7 0", "1 3 9 0", "30 0", "33 10 2 0")
+    finish(start(KILLED, tiny_model("llama"), tmp_path, "0", *killed))
+    calm = (tmp_path / "0" / "found.parquet").read_bytes()
+    for kills in killed:
+        assert (tmp_path / kills / "found.parquet").read_bytes() == calm, kills
+
+
+def test_a_killed_call_goes_on_with_its_batches_and_hands_over_the_missing_alone(tmp_path: Path) -> None:
+    generation = Generation(max_new_tokens=3, batch_size=4)
+    source = ResponseModel(model=tiny_model("llama"), device="cpu")
+    wanted = asks(4, 3)
+    batches: list[list[tuple[Ask, bool]]] = []
+    given: list[Ask] = []
+
+    class Recording(LocalSampler):
+        def _write(self, batch: Any, deliver: OnSample) -> None:
+            batches.append([(row.ask, row.known) for row in batch])
+            super()._write(batch, deliver)
+
+        def sample(
+            self, asks: Sequence[Ask], on_sample: OnSample | None = None, among: Sequence[Ask] = ()
+        ) -> list[Sample]:
+            def told(ask: Ask, sample: Sample) -> None:
+                assert on_sample is not None
+                on_sample(ask, sample)
+                given.append(ask)
+                if len(given) == 6:
+                    raise KeyboardInterrupt
+
+            return super().sample(asks, told, among)
+
+    with pytest.raises(KeyboardInterrupt):
+        generate(Recording(source, generation), wanted, Ledger(tmp_path, "k"), Quiet())
+    second, batches[:] = batches[1], []
+    generate(Recording(source, generation), wanted, Ledger(tmp_path, "k"), Quiet())
+    left = [batch for batch in batches if not all(known for _, known in batch)]
+    assert [ask for ask, _ in left[0]] == [ask for ask, _ in second]
+    assert [known for _, known in left[0]] == [True, True, False, False]
+    assert len(given) == len(set(given)) == len(wanted)
+
+
+def test_a_damaged_note_of_a_chunk_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        generate(Stub(dies_at=3), asks(), Ledger(tmp_path, "k"), Quiet())
+    note = next((tmp_path / "k").glob("begun-*"))
+    note.write_bytes(b"PAR1 nothing")
+    with pytest.raises(StoreError, match="is damaged") as told:
+        generate(Stub(), asks(), Ledger(tmp_path, "k"), Quiet())
+    assert str(note) in str(told.value)
+    note.unlink()
+    assert generate(Stub(), asks(), Ledger(tmp_path, "k"), Quiet()).equals(expected(asks()))
+    assert not list((tmp_path / "k").glob("begun-*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,30 @@ def test_requests_that_fail_do_not_count_and_are_asked_again() -> None:
     assert queries[1].why == "busy"
 
 
+def test_a_request_that_is_always_refused_costs_no_query_its_target() -> None:
+    asked: Counter[int] = Counter()
+    bad = {1, 4}
+
+    def answer(part: Sequence[Wanted]) -> list[Graded]:
+        asked.update(one.number for one in part)
+        return [
+            Graded(failed="refused") if one.number in bad else Graded(correct=True, text=str(one.number))
+            for one in part
+        ]
+
+    queries = [Query("q", 5)]
+    collect(queries, Limits(100, 8, 0.0), answer, lambda rates: [])
+    assert sorted(queries[0].right) == [0, 2, 3, 5, 6]
+    assert not queries[0].lost()
+    assert asked == {0: 1, 1: 2, 2: 1, 3: 1, 4: 2, 5: 1, 6: 1}
+    assert [queries[0].order(n) for n in sorted(queries[0].right)] == [1, 2, 3, 4, 5]
+
+    bad.remove(4)
+    piloted = [Query("q", None)]
+    collect(piloted, Limits(100, 4, 0.0), answer, lambda rates: [3 for _ in rates])
+    assert (piloted[0].pilot_rate, piloted[0].asked, piloted[0].target) == (0.0, 4, 3)
+
+
 def test_the_pilot_decides_the_targets() -> None:
     rates = {"easy": 1.0, "hard": 0.2, "never": 0.0}
     queries = [Query(key, None) for key in rates]
@@ -225,7 +250,9 @@ class Model:
         self.asked: list[tuple[str, int]] = []
         self.dies_after, self.variants = dies_after, variants
 
-    def sample(self, asks: Sequence[Ask], on_sample: OnSample | None = None) -> list[Sample]:
+    def sample(
+        self, asks: Sequence[Ask], on_sample: OnSample | None = None, among: Sequence[Ask] = ()
+    ) -> list[Sample]:
         found = []
         for ask in asks:
             if self.dies_after is not None and len(self.asked) >= self.dies_after:

@@ -94,7 +94,10 @@ def test_a_run_writes_the_set_and_reuses_what_dart_sampled(
     tmp_path: Path, stub: ServedStub, karat: Karat
 ) -> None:
     path = write_config(tmp_path, stub)
-    assert "prop2_diff" in karat("plan", path).stdout
+    planned = " ".join(karat("plan", path).stdout.split())
+    assert "prop2_diff" in planned
+    assert "at most 150 responses a row" in planned
+    assert "samples 24 responses of each, 120 at most in all" in planned
     assert not seeds(stub)  # a plan spends nothing
     out = karat("run", path).stdout
     run = json.loads((tmp_path / "run" / "run.json").read_text())

@@ -145,6 +145,7 @@ def test_the_secret_is_not_there_before_the_tests_are_done() -> None:
         ("while True: pass", "processor time"),
         ("x = [0] * 10 ** 10", "MemoryError"),
         ("open('x', 'w').write('a' * 50_000_000)", "OSError"),
+        ("for i in range(20_000): open(f'f{i}', 'w').close()", "No space left"),
         ("import socket\nsocket.create_connection(('127.0.0.1', 1), 2)", "OSError"),
         ("import socket\nsocket.create_connection(('8.8.8.8', 53), 2)", "unreachable"),
         ("open('/etc/passwd').read()", "FileNotFoundError"),
@@ -200,6 +201,20 @@ def test_waiting_ends_and_nothing_stays_behind() -> None:
             except OSError:
                 continue
             assert b"inside the sandbox; standard library only" not in command
+
+
+@needs_sandbox
+def test_the_mounts_of_this_machine_stay_as_they_are() -> None:
+    mounts, space = Path("/proc/self/mountinfo"), Path("/proc/self/ns/mnt")
+    before, own = mounts.read_text(), space.readlink()
+    assert reason(ADD) == ""
+    assert "processor time" in reason("while True: pass")
+    short = UnitTests(allow_code=True, wall_seconds=1.5)
+    assert "on the clock" in reason("import time\ntime.sleep(600)", verifier=short)
+    # What the answer sees is not what is mounted here.
+    assert "False" in reason(f"raise ValueError(open('/proc/self/mountinfo').read() == {before!r})")
+    assert mounts.read_text() == before
+    assert space.readlink() == own
 
 
 @needs_sandbox

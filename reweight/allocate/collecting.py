@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,9 @@ from karat.reweight.allocate.rounds import batch_sizes, slack
 
 TRIES = 3
 """Rounds in a row in which all requests of a query may fail before it is given up."""
+ASKED = TRIES - 1
+"""Times that one response is asked for, if its requests fail, before the next number takes its place: what a
+server refuses each time must not cost the query its target."""
 PATIENCE = 6
 """After so many rounds one more response may come beyond the target, so that a few queries do not drag on."""
 SLICE = 16_384
@@ -66,6 +70,12 @@ class Query:
     fails_in_a_row: int = 0
     pending: list[int] = field(default_factory=list)
     """Numbers whose requests failed, to be asked again."""
+    heard: set[int] = field(default_factory=set)
+    """Numbers that came back after a request had failed."""
+    failed: Counter[int] = field(default_factory=Counter)
+    """By number, how often its request failed."""
+    pilot_rate: float | None = None
+    """The fail rate of the pilot, where it decided the target."""
     next: int = 0
     why: str = ""
     """Why the last request failed."""
@@ -77,6 +87,10 @@ class Query:
     def lost(self) -> bool:
         """Whether its requests failed too often in a row."""
         return self.fails_in_a_row >= TRIES
+
+    def order(self, number: int) -> int:
+        """How many responses came back up to this one."""
+        return number + 1 - sum(n < number and n not in self.heard for n in self.failed)
 
     def numbers(self, count: int) -> list[int]:
         """The next `count` numbers: those that failed first, then new ones."""
@@ -170,8 +184,12 @@ def _book(query: Query, number: int, graded: Graded, limits: Limits) -> None:
     if graded.failed is not None:
         query.failures += 1
         query.why = graded.failed
-        query.pending.append(number)
+        query.failed[number] += 1
+        if query.failed[number] < ASKED:
+            query.pending.append(number)
         return
+    if number in query.failed:
+        query.heard.add(number)
     query.asked += 1
     query.tokens += graded.tokens
     query.cut += graded.cut
@@ -187,6 +205,6 @@ def _decide(
     pilot = min(limits.pilot, limits.max_samples)
     over = [query for query in queries if query.target is None and query.asked >= pilot]
     if over:
-        decided = targets([1 - len(query.right) / query.asked for query in over])
-        for query, target in zip(over, decided, strict=True):
-            query.target = int(target)
+        rates = [1 - len(query.right) / query.asked for query in over]
+        for query, rate, target in zip(over, rates, targets(rates), strict=True):
+            query.target, query.pilot_rate = int(target), rate

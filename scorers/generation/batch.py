@@ -31,6 +31,8 @@ class Row:
     ask: Ask
     ids: tuple[int, ...]
     limit: int
+    known: bool = False
+    """Whether its response is there already: it is in the batch for the sake of the others' logits."""
 
 
 def write(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import polars as pl
 
 from karat.errors import ScoreError
 from karat.progress import Reporter, current, rate
+from karat.scorers.generation.begun import Begun
 from karat.scorers.generation.ledger import Ledger
 from karat.scorers.generation.records import ORDER, SCHEMA
 from karat.scorers.generation.samples import Ask, Sample, Sampler
@@ -28,7 +29,7 @@ def generate(
     Only what the ledger misses is asked, and each response is kept as it arrives, so that after a kill the
     same call goes on where it was. What failed has no text, and `finish` says why; it is not kept, so the
     next call asks for it again. Chunks are cut from all asks, sorted: what is known already moves none of
-    the others to another chunk.
+    the others to another chunk. A chunk that was begun before a kill goes on with the batches it had.
 
     Raises ScoreError for two prompts of one query, and what the sampler and the ledger raise.
     """
@@ -37,10 +38,14 @@ def generate(
     missing = {(ask.query, ask.number) for ask in ledger.missing(wanted)}
     arriving = _Arriving(ledger, report or current(), len(missing))
     try:
-        for chunk in _chunks(wanted, missing):
-            samples = sampler.sample(chunk, arriving)
-            for ask, sample in zip(chunk, samples, strict=True):
-                arriving(ask, sample)
+        for chunk in (wanted[start : start + CHUNK] for start in range(0, len(wanted), CHUNK)):
+            left = [ask for ask in chunk if (ask.query, ask.number) in missing]
+            begun = Begun(ledger.folder, chunk)
+            if left:
+                samples = sampler.sample(left, arriving, begun.among(left))
+                for ask, sample in zip(left, samples, strict=True):
+                    arriving(ask, sample)
+            begun.end()
     finally:
         ledger.close()
     arriving.finish()
@@ -59,13 +64,6 @@ def _distinct(asks: Sequence[Ask]) -> list[Ask]:
             )
         found[ask.query, ask.number] = ask
     return [found[of] for of in sorted(found)]
-
-
-def _chunks(wanted: Sequence[Ask], missing: set[tuple[str, int]]) -> Iterator[list[Ask]]:
-    for start in range(0, len(wanted), CHUNK):
-        chunk = [ask for ask in wanted[start : start + CHUNK] if (ask.query, ask.number) in missing]
-        if chunk:
-            yield chunk
 
 
 class _Arriving:

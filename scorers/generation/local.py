@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from karat.errors import ScoreError
@@ -34,7 +35,8 @@ class LocalSampler:
     same in any batch, in any order of the asks and after a kill, as long as the logits are: rounding
     differs a little between batches of different shape, and where two tokens are within that of each
     other (about 1e-6 of a logit in float32, 1e-2 in bfloat16), another one may be drawn. Batches are a
-    function of the asks given and of the settings, so the same call gives the same responses.
+    function of the asks given and of the settings, so the same call gives the same responses; and so does
+    what is left of it with `among`: a batch with one missing response is written again as a whole.
 
     A prompt that fills the model's positions is `failed: ...`; one that leaves less than `max_new_tokens`
     gets a shorter response. Raises ScoreError where the model cannot be loaded.
@@ -57,11 +59,16 @@ class LocalSampler:
         """Write again."""
         self._given_up.clear()
 
-    def sample(self, asks: Sequence[Ask], on_sample: OnSample | None = None) -> list[Sample]:
-        """One response for each ask, in order; equal asks are answered once."""
+    def sample(
+        self, asks: Sequence[Ask], on_sample: OnSample | None = None, among: Sequence[Ask] = ()
+    ) -> list[Sample]:
+        """One response for each ask, in order; equal asks are answered once. among: see `Sampler`."""
+        wanted = {(ask.query, ask.number) for ask in asks}
         found: dict[tuple[str, int], Sample] = {}
 
         def deliver(ask: Ask, sample: Sample) -> None:
+            if (ask.query, ask.number) not in wanted:
+                return
             with self._lock:
                 found[ask.query, ask.number] = sample
                 if on_sample is not None:
@@ -69,7 +76,10 @@ class LocalSampler:
 
         if asks:
             with self._held.borrowed() as asked:
-                rows = self._rows(asks, asked, deliver)
+                rows = [
+                    row if (row.ask.query, row.ask.number) in wanted else replace(row, known=True)
+                    for row in self._rows([*among, *asks], asked, deliver)
+                ]
                 batches = list(self._plan(rows, asked.device.type))
             self._run(batches, deliver)
         # Here, as what other threads spend is not heard.
@@ -135,6 +145,8 @@ class LocalSampler:
             waiting = [batch]
             while waiting:
                 rows = waiting.pop()
+                if all(row.known for row in rows):
+                    continue
                 if len(rows) > self._rows_at_most:
                     waiting += [rows[self._rows_at_most :], rows[: self._rows_at_most]]
                     continue

@@ -44,8 +44,14 @@ OnSample = Callable[[Ask, Sample], None]
 class Sampler(Protocol):
     """Writes responses; a local model gives the same ones whatever else is in the batch and after a kill."""
 
-    def sample(self, asks: Sequence[Ask], on_sample: OnSample | None = None) -> list[Sample]:
-        """One response for each ask, in order; each is handed to `on_sample` as it arrives."""
+    def sample(
+        self, asks: Sequence[Ask], on_sample: OnSample | None = None, among: Sequence[Ask] = ()
+    ) -> list[Sample]:
+        """One response for each ask, in order; each is handed to `on_sample` as it arrives.
+
+        among: the asks of an earlier call that these are left of. What writes in batches cuts them from
+        these, so that a response is the same as if that call had not been killed.
+        """
 
 
 def failure(why: str) -> Sample:

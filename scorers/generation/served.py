@@ -40,8 +40,10 @@ class ServedSampler:
         self.generation = generation
         self._answered = False
 
-    def sample(self, asks: Sequence[Ask], on_sample: OnSample | None = None) -> list[Sample]:
-        """One response for each ask, in order; equal asks are answered once."""
+    def sample(
+        self, asks: Sequence[Ask], on_sample: OnSample | None = None, among: Sequence[Ask] = ()
+    ) -> list[Sample]:
+        """One response for each ask, in order; equal asks are answered once. `among` changes nothing here."""
         collected = _Collected(on_sample)
         groups = self._groups({(ask.query, ask.number): ask for ask in asks}.values())
         left = self._ask(groups, collected)

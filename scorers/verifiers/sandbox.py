@@ -35,7 +35,7 @@ from pathlib import Path
 
 _ROOT_SCRIPT = """
 set -e
-root=$1 size=$2 user=$3; shift 3
+root=$1 size=$2 files=$3 user=$4; shift 4
 mount -t tmpfs -o size=1m,mode=755,nosuid,nodev none "$root"
 for path in /bin /sbin /lib /lib32 /lib64 /libx32 /usr /nix/store /etc/ld.so.cache "$@"; do
   [ "$path" = -- ] && break
@@ -56,7 +56,7 @@ for device in null zero urandom; do
   mount --bind "/dev/$device" "$root/dev/$device"
 done
 mount -t proc -o ro,nosuid,nodev,noexec none "$root/proc"
-mount -t tmpfs -o "size=${size}m,mode=777,nosuid,nodev" none "$root/work"
+mount -t tmpfs -o "size=${size}m,nr_inodes=$files,mode=777,nosuid,nodev" none "$root/work"
 mount -o remount,bind,ro,nosuid,nodev "$root"
 drop="--no-new-privs --inh-caps=-all --bounding-set=-all"
 [ "$user" = 0 ] || drop="$drop --reuid $user --regid $user --clear-groups"
@@ -65,6 +65,8 @@ set +e
 chroot "$root" setpriv $drop -- "$@"
 exit $?
 """
+_FILES = 10_000
+"""Files and folders in the writable folder: empty ones take the kernel's memory and none of its size."""
 _USERS = count(1)
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
 
@@ -156,6 +158,7 @@ def _isolating(folder: str, limits: Limits, variant: str, python: Sequence[str])
         "sandbox",
         folder,
         str(limits.file_megabytes),
+        str(_FILES),
         str(user),
         *_kept(),
         "--",

@@ -98,7 +98,9 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
             continue
         if missing and any("ledger" in type(scorer).model_fields for scorer in group):
             # Nor write hundreds of responses for a guess at how long that takes.
-            steps.append(Step(name, f"{note}; samples responses, not timed", None))
+            each = sum(getattr(scorer, "samples", 0) for scorer in group)
+            asked = f"samples {each:,} responses of each, {each * missing:,} at most in all"
+            steps.append(Step(name, f"{note}; {asked}, not timed", None))
             continue
         seconds = _estimate(works, inputs.reference, name) if missing else 0.0
         steps.append(Step(name, note, seconds))

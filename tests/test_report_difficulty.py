@@ -104,7 +104,7 @@ def test_information_is_the_fits_information(tmp_path: Path, fit: IrtFit) -> Non
     assert named(chart, "standard error")["y"] == pytest.approx(expected**-0.5, rel=1e-8)
     assert sum(named(chart, "subjects")["y"]) == fit.subjects["theta"].drop_nulls().len()
     best = line["x"][int(np.argmax(line["y"]))]
-    assert f"measures best at ability {best:.3g}".replace("-", "−") in page.text
+    assert f"measures best near ability {best:.3g}".replace("-", "−") in page.text
     share = float((fit.information(fit.subjects["theta"].drop_nulls().to_numpy()) > 4).mean())
     assert f"For {100 * share:.0f}% of the subjects it would be below 0.5" in page.text
 

@@ -122,8 +122,8 @@ def _where_it_measures(found: ItemTables, theta: Floats, info: Floats) -> str:
     best = int(info.argmax())
     if info[best] <= 1e-12:
         return "The items say nothing about the ability: every curve is flat."
-    says = f"The test measures best near ability {number(float(theta[best]), 3)}, where the standard error of a"
-    says += f" subject that answers every item is {number(float(1 / np.sqrt(info[best])), 3)}."
+    says = f"The test measures best near ability {number(float(theta[best]), 3)}, where the standard error of"
+    says += f" a subject that answers every item is {number(float(1 / np.sqrt(info[best])), 3)}."
     abilities = found.subjects["value"].drop_nulls().to_numpy()
     if abilities.size:
         here = np.interp(abilities, theta, info)

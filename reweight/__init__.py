@@ -1,4 +1,4 @@
-"""Everything that makes weights: `select` before training, `online` during it."""
+"""Everything that makes weights: `select` before training, `online` in it, `allocate` before synthesis."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ if __name__ != "karat.reweight":
     )
 
 from karat.lazy import by_class_name, lazy_members
+from karat.reweight.allocate import MEMBERS as _ALLOCATE
 from karat.reweight.online import MEMBERS as _ONLINE
 from karat.reweight.select import MEMBERS as _SELECT
 
 if TYPE_CHECKING:
+    from karat.reweight.allocate import Prop2Diff as Prop2Diff
+    from karat.reweight.allocate import Uniform as Uniform
     from karat.reweight.online import Extremes as Extremes
     from karat.reweight.online import GroupDro as GroupDro
     from karat.reweight.online import KlDro as KlDro
     from karat.reweight.online import LinUpper as LinUpper
     from karat.reweight.online import Quadratic as Quadratic
     from karat.reweight.online import Static as Static
+    from karat.reweight.select import Curriculum as Curriculum
     from karat.reweight.select import DeitaDiverse as DeitaDiverse
     from karat.reweight.select import FacilityLocation as FacilityLocation
     from karat.reweight.select import GumbelTopK as GumbelTopK
@@ -31,4 +35,4 @@ if TYPE_CHECKING:
     from karat.reweight.select import Topsis as Topsis
     from karat.reweight.select import VoteK as VoteK
 
-__getattr__ = lazy_members(__name__, by_class_name({**_SELECT, **_ONLINE}))
+__getattr__ = lazy_members(__name__, by_class_name({**_SELECT, **_ONLINE, **_ALLOCATE}))

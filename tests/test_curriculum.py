@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import karat
 from karat.errors import DataError, ScoreError, SelectionError
 from karat.parts import Selector
 from karat.registry import load
 from karat.reweight.select.curriculum import Curriculum
 from karat.reweight.select.curriculum_stages import kept_stages, rank_stages, strata
+from karat.scorers.difficulty import quantile
 from karat.selecting import ranked
+from karat.trainers import CurriculumSampler
 
 D = "irt.difficulty"
 SCORES = pl.DataFrame(
@@ -229,6 +232,32 @@ def test_difficulty_as_a_weight() -> None:
     assert weighted["weight"].to_list() == pytest.approx([10 / 7, 4 / 7, 0, 0])
     with pytest.raises(ScoreError, match=r"irt\.difficulty is no weight"):
         load({"kind": "top_k", "by": D, "budget": 2, "weight_by": D}, Selector).select(TABLE)
+
+
+def test_the_quantile_is_a_weight_of_every_item_and_min_max_is_not() -> None:
+    """docs/curriculum.md recommends it: on [0, 1] by min-max the easiest item has nothing."""
+    difficulty = pl.DataFrame({"difficulty": [-1.0, 0.0, 0.5, 2.0]})["difficulty"]
+    on_scale = pl.DataFrame(
+        {
+            "id": list("abcd"),
+            D: difficulty,
+            "quantile": quantile(difficulty).value,
+            "unit": [0.0, 1 / 3, 0.5, 1.0],
+        }
+    )
+    chosen = load({"kind": "curriculum", "by": D, "weight_by": "quantile"}, Selector).select(on_scale)
+    assert chosen["weight"].to_list() == pytest.approx([0.25, 0.75, 1.25, 1.75])
+    with pytest.raises(ScoreError, match="unit is no weight"):
+        load({"kind": "curriculum", "by": D, "weight_by": "unit"}, Selector).select(on_scale)
+
+
+def test_the_stage_of_a_selection_made_in_python_reaches_a_sampler() -> None:
+    pool = pl.DataFrame({"id": list("abcd"), "text": list("wxyz")})
+    scores = pl.DataFrame({"id": list("abcd"), D: [3.0, 1.0, 2.0, 4.0]})
+    chosen = karat.select(load({"kind": "curriculum", "by": D, "stages": 4}, Selector), scores)
+    weighed = karat.weigh(pool, chosen).join(chosen["id", "curriculum.stage"], on="id")
+    order = CurriculumSampler(weighed["curriculum.stage"], ids=weighed["id"])
+    assert [weighed["id"][row] for row in order] == list("bcad")
 
 
 # --- strata for reweighters

@@ -44,3 +44,15 @@ def test_an_unknown_part_is_explained(name: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         find(name)
     assert str(caught.value) == expected
+
+
+def test_kinds_are_named_as_in_a_config_and_other_settings_in_words() -> None:
+    types = {setting.name: setting.type for setting in settings_of(find("irt"))}
+    assert types["slope_prior"] == "normal or log_normal or beta"
+    assert types["responses"] == "responses source"
+
+
+def test_summaries_are_of_one_form() -> None:
+    for part in (part for parts in catalogue().values() for part in parts):
+        assert not part.summary.endswith("."), part
+        assert part.summary[0].islower() or part.summary[:2].isupper(), part

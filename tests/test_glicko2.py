@@ -342,3 +342,25 @@ def test_games_as_numbers_are_sorted_as_games_are(monkeypatch: pytest.MonkeyPatc
     assert Glicko2(most_deviation=350).fit(far).players["games"].sum() == 1000
     monkeypatch.setattr("karat.scorers.glicko2.rating._as_numbers", lambda *_: None)
     assert Glicko2().fit(table).players.equals(fast.players)
+
+
+def test_several_periods_see_through_who_answered_what() -> None:
+    """docs/difficulty.md: one period gives fail rates on another scale, dealt periods do not."""
+    draw = np.random.default_rng(5)
+    theta, b = draw.normal(size=300), np.sort(draw.normal(size=100))
+    near = (np.argsort(np.argsort(theta))[:, None] / 300 - np.arange(100) / 100) / 0.25
+    given = draw.random((300, 100)) < np.exp(-(near**2) / 2)
+    right = draw.random((300, 100)) < 1 / (1 + np.exp(b - theta[:, None]))
+    subject, item = np.nonzero(given)
+    table = pl.DataFrame(
+        {"subject": [f"s{i:03}" for i in subject], "item": [f"i{j:03}" for j in item],
+         "correct": right[given].astype(int)}
+    )  # fmt: skip
+
+    def found(glicko: Glicko2) -> float:
+        rated = glicko.fit(table).items.sort("item")["rating"].to_numpy()
+        return float(np.corrcoef(np.argsort(np.argsort(rated)), np.arange(100))[0, 1])
+
+    games = table.height // 30
+    assert found(Glicko2()) < 0.87
+    assert found(Glicko2(period=games, shuffle=0)) > 0.92

@@ -204,3 +204,31 @@ def test_quoting_is_one_line_and_comes_back(value: str) -> None:
     shown = quoted(value)
     assert len(shown.splitlines()) == 1
     assert yaml.safe_load(f"key: {shown} # {shown}") == {"key": value}
+
+
+@pytest.mark.parametrize("names", [("subject", "item", "correct"), ("model", "question_id", "score")])
+def test_responses_are_no_pool(tmp_path: Path, names: tuple[str, str, str]) -> None:
+    rows = [dict(zip(names, (f"model {i % 7}", f"q{i // 7}", i % 2), strict=True)) for i in range(70)]
+    with pytest.raises(ConfigError, match="looks like responses") as failed:
+        init(jsonl(tmp_path / "answers.jsonl", rows), tmp_path / "starter.yaml")
+    assert "kind: irt, responses: " in str(failed.value.hint)
+    assert not (tmp_path / "starter.yaml").exists()
+    pool = [row | {"text": f"a text {number}"} for number, row in enumerate(rows)]
+    assert written(tmp_path, jsonl(tmp_path / "pool.jsonl", pool)).data.layout == "text"
+
+
+def test_rows_with_columns_called_so_are_a_pool(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": f"r{i}", "user": f"a text {i % 15}", "label": i % 2} for i in range(20)
+    ]
+    assert written(tmp_path, jsonl(tmp_path / "a.jsonl", rows)).data.columns.id == "id"
+    (tmp_path / "starter.yaml").unlink()
+    rows = [{"model": "m", "question": f"ask {i}", "answer": f"{i}", "score": i % 2} for i in range(20)]
+    assert written(tmp_path, jsonl(tmp_path / "b.jsonl", rows)).data.columns.response == "answer"
+
+
+def test_queries_are_a_pool(tmp_path: Path) -> None:
+    rows = [{"query": f"what is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
+    config = written(tmp_path, jsonl(tmp_path / "queries.jsonl", rows))
+    assert config.data.columns.prompt == "query"
+    assert "{kind: irt, responses: FILE}" in (tmp_path / "starter.yaml").read_text()

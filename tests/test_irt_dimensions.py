@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 from lsat import long, lsat, simulated
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
 
 from karat.errors import DataError
 from karat.scorers.irt.heldout import auc, heldout_check, log_loss
+from karat.scorers.irt.heldout_baselines import baselines
+from karat.scorers.irt.heldout_split import split
 from karat.scorers.irt.irt import Irt
 from karat.scorers.irt.outcome import IrtWarning
 from karat.scorers.irt.priors import Normal
+from karat.scorers.irt.response_source import read_source
 
 
 def two_abilities(
@@ -157,3 +163,38 @@ def test_random_assignment_is_not_reported() -> None:
         warnings.simplefilter("error", IrtWarning)
         fit = Irt().fit(assigned(targeted=False))
     assert abs(fit.assignment.correlation) < 0.2
+
+
+@pytest.mark.parametrize("matrix", [False, True])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_additive_baseline_is_a_regression_of_its_own(
+    targeted: bool, matrix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means of subjects and items are a straw man where strong subjects get hard items."""
+    monkeypatch.setattr("karat.scorers.irt.response_source._ROWS_AT_ONCE", 4000)
+    source = read_source(assigned(targeted))
+    source = read_source(source._dense()) if matrix else source
+    kept, (subject, item, truth) = split(source, 0.1, 0)
+    found = baselines(kept, subject, item)["additive"]
+    who, what, correct = kept.listed()
+
+    def ones(who: Any, what: Any) -> Any:
+        columns = np.stack([who, what + 600], axis=1).ravel()
+        return csr_matrix(
+            (np.ones(columns.size), columns, np.arange(0, columns.size + 1, 2)), (who.size, 660)
+        )
+
+    fitted = LogisticRegression(C=1.0, max_iter=5000, tol=1e-8).fit(ones(who, what), correct)
+    own = fitted.predict_proba(ones(subject, item))[:, 1]
+    assert np.abs(found - own).max() < 0.002
+    assert log_loss(found, truth == 1) == pytest.approx(log_loss(own, truth == 1), abs=5e-4)
+
+
+def test_additive_effects_settle_at_the_extremes() -> None:
+    draw = np.random.default_rng(0)
+    matrix = (draw.random((300, 200)) < 0.999).astype(np.int8)
+    matrix[0], matrix[:, 0] = 0, 0
+    kept = read_source(matrix)
+    chances = baselines(kept, np.array([0, 1, 0, 1]), np.array([0, 0, 1, 1]))["additive"]
+    assert (chances < [0.01, 0.1, 0.1, 1]).all()
+    assert chances[3] > 0.98

@@ -300,4 +300,6 @@ def test_the_note_about_prediction() -> None:
 
     assert prediction_note(lines(0.50, 0.51)) is None
     assert "no better than 'additive'" in str(prediction_note(lines(0.51, 0.50)))
+    assert prediction_note(lines(0.51, 0.50), one_slope=True) is None  # it is additive itself
+    assert "worse than 'additive'" in str(prediction_note(lines(0.53, 0.50), one_slope=True))
     assert "worse than 'additive'" in str(prediction_note(lines(0.53, 0.50)))

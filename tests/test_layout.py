@@ -103,3 +103,29 @@ def test_help_is_quick_to_import() -> None:
 )
 def test_dir_shows_what_is_loaded_on_demand(package: str, name: str) -> None:
     assert name in dir(importlib.import_module(package))
+
+
+@pytest.mark.parametrize(
+    "package", [f"karat.{name}" for name in ("scorers", "reweight", "reweight.select", "reweight.online",
+                                             "reweight.allocate", "scorers.verifiers", "trainers")]
+)  # fmt: skip
+def test_names_loaded_on_demand_are_the_typed_ones(package: str) -> None:
+    module = importlib.import_module(package)
+    tree = ast.parse(Path(str(module.__file__)).read_text())
+    blocks = [
+        node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    ]
+    typed = {
+        name.asname for node in ast.walk(blocks[0]) if isinstance(node, ast.ImportFrom) for name in node.names
+    }
+    assert set(dir(module)) - set(vars(module)) <= typed
+    for name in typed:
+        assert getattr(module, str(name)).__name__ == name
+
+
+def test_what_weighs_before_during_and_beyond_training_has_one_home() -> None:
+    from karat.reweight import Curriculum, GroupDro, Prop2Diff, Uniform
+
+    assert [part.kind for part in (Curriculum, GroupDro, Prop2Diff, Uniform)] == [
+        "curriculum", "group_dro", "prop2_diff", "uniform",
+    ]  # fmt: skip

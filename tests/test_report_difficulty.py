@@ -15,6 +15,7 @@ from test_report import Page, record, selection
 from karat.errors import DataError
 from karat.report import write_report
 from karat.report.difficulty import difficulty_facts
+from karat.report.difficulty_checks import verdict
 from karat.report.item_curves import drawn, information, parameters
 from karat.report.item_tables import item_tables, synthesis_table
 from karat.report.run import Run
@@ -103,7 +104,7 @@ def test_information_is_the_fits_information(tmp_path: Path, fit: IrtFit) -> Non
     assert named(chart, "standard error")["y"] == pytest.approx(expected**-0.5, rel=1e-8)
     assert sum(named(chart, "subjects")["y"]) == fit.subjects["theta"].drop_nulls().len()
     best = line["x"][int(np.argmax(line["y"]))]
-    assert f"measures best at ability {best:.3g}".replace("-", "−") in page.text
+    assert f"measures best near ability {best:.3g}".replace("-", "−") in page.text
     share = float((fit.information(fit.subjects["theta"].drop_nulls().to_numpy()) > 4).mean())
     assert f"For {100 * share:.0f}% of the subjects it would be below 0.5" in page.text
 
@@ -180,8 +181,12 @@ def test_a_hundred_thousand_items_stay_a_small_page(tmp_path: Path) -> None:
     ("own", "says", "kind"),
     [
         (0.4, "better than both baselines, by 20.0% of the log loss of the better one", "better"),
-        (0.4999, "no better than subject and item means added up", "open"),
-        (0.55, "worse than subject and item means added up, by 10.0% of its log loss. Do not trust", "worse"),
+        (0.4999, "no better than effects of subject and item added up", "open"),
+        (
+            0.55,
+            "worse than effects of subject and item added up, by 10.0% of its log loss. Do not trust",
+            "worse",
+        ),
         (None, "has no result here", "open"),
     ],
 )
@@ -200,9 +205,18 @@ def test_the_verdict_is_plain(
     assert "0.9000" in page.text
     if own == 0.4:
         assert (
-            "0.4 against 0.6 of the item's mean (−0.2000); 0.4 against 0.5 of subject and item" in page.text
+            "0.4 against 0.6 of the item's mean (−0.2000); 0.4 against 0.5 of effects of subject" in page.text
         )
         assert "AUC 0.9 against 0.7, 0.8" in page.text
+
+
+def test_a_model_of_one_slope_is_not_blamed_for_being_additive() -> None:
+    for model, says in (("1pl", "This model adds these itself."), ("2pl", "The simpler number would do.")):
+        for own in (0.4999, 0.502):
+            told = verdict({"model": model, "heldout": held(own)})
+            assert told is not None
+            assert told["verdict"] == "open"
+            assert says in told["says"]
 
 
 def test_assignment_is_said_first_and_once(tmp_path: Path, fit: IrtFit) -> None:

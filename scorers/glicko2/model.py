@@ -46,7 +46,7 @@ class Glicko2(ItemScorer):
     """
 
     kind: ClassVar[str] = "glicko2"
-    summary: ClassVar[str] = "Difficulty of items as Glicko-2 ratings: subjects play against items."
+    summary: ClassVar[str] = "difficulty of items as Glicko-2 ratings: subjects play against items"
     formula: ClassVar[str] = (
         "mu' = mu + phi'² sum_j g(phi_j) (s_j - E_j),  E_j = 1 / (1 + exp(-g(phi_j) (mu - mu_j))),\n"
         "1 / phi'² = 1 / (phi² + sigma'²) + sum_j g(phi_j)² E_j (1 - E_j),  rating = 173.7178 mu + 1500"

@@ -37,10 +37,11 @@ def heldout_check(
     being the same) and responses (how many were predicted).
 
     Predictors: "irt" (averaged over the error of the abilities); "item mean" (share solved, with half a
-    success and half a failure added); "additive" (logistic regression on the log odds of the subject's and of
-    the item's mean, learned from a fifth of the kept responses with the means of the others: no slopes, no
-    posterior); "constant" (the overall mean). All see the same responses. Where an item or a subject is left
-    without an estimate, the model predicts the item's mean, and all the overall mean if there is none.
+    success and half a failure added); "additive" (logistic regression on subjects and items, an effect each
+    with a standard normal prior, fitted together: no slopes, no posterior, and no straw man where items were
+    not given at random); "constant" (the overall mean). All see the same responses. Where an item or a
+    subject is left without an estimate, the model predicts the item's mean, and all the overall mean if there
+    is none.
 
     Raises DataError where `share` leaves nothing to fit or nothing to predict.
     """
@@ -57,7 +58,7 @@ def heldout_check(
     truth = correct == 1
     predictions = {
         "irt": _model(_settings(irt), kept, subject, item),
-        **baselines(kept, subject, item, seed),
+        **baselines(kept, subject, item),
     }
     own = losses(predictions["irt"], truth)
     rows = [

@@ -66,8 +66,16 @@ def _stretched(difficulty: pl.Series) -> str | None:
     )
 
 
-def prediction_note(lines: list[dict[str, Any]]) -> str | None:
-    """A warning where the fit predicts unseen responses no better than the best simple baseline."""
+_MUCH_WORSE = 0.005
+"""A log loss larger by less than this share is no reason to distrust a fit: a prior does as much."""
+
+
+def prediction_note(lines: list[dict[str, Any]], *, one_slope: bool = False) -> str | None:
+    """A warning where the fit predicts unseen responses no better than the best simple baseline.
+
+    one_slope: rasch and 1pl, which add effects of subject and item themselves, so that predicting as well as
+    "additive" is all that they can do.
+    """
     own, *baselines = lines
     rival = min(baselines, key=lambda line: float(line["log_loss"]))
     gap = own["log_loss"] - rival["log_loss"]
@@ -77,7 +85,9 @@ def prediction_note(lines: list[dict[str, Any]]) -> str | None:
         f"log loss {own['log_loss']:.4f} and {rival['log_loss']:.4f}, error of the difference "
         f"{rival['gap_se']:.4f}"
     )
-    if gap <= 2 * rival["gap_se"]:
+    if gap <= max(2 * rival["gap_se"], _MUCH_WORSE * rival["log_loss"]):
+        if one_slope and rival["predictor"] == "additive":
+            return None
         return f"the fit predicts unseen responses no better than {rival['predictor']!r} does ({said})"
     return (
         f"the fit predicts unseen responses worse than {rival['predictor']!r} does ({said}): do not trust "

@@ -237,3 +237,30 @@ def _mean_score_squares(
 
 
 mean_score_squares = _compiled(_mean_score_squares)
+
+
+def _additive_round(
+    subjects: Any, items: Any, correct: Any, overall: Any, able: Any, easy: Any, slope: Any, curvature: Any
+) -> None:
+    """One round of additive logistic regression: a Newton step of `able`, and the sums for one of `easy`.
+
+    subjects [R] in order; the priors of both effects are standard normal; steps are no longer than one.
+    """
+    at = 0
+    while at < len(subjects):
+        subject, end = subjects[at], at
+        up, bend = -able[subject], 1.0
+        while end < len(subjects) and subjects[end] == subject:
+            p = 1.0 / (1.0 + np.exp(-(overall + able[subject] + easy[items[end]])))
+            up += correct[end] - p
+            bend += p * (1.0 - p)
+            end += 1
+        able[subject] += min(max(up / bend, -1.0), 1.0)
+        for r in range(at, end):
+            p = 1.0 / (1.0 + np.exp(-(overall + able[subject] + easy[items[r]])))
+            slope[items[r]] += correct[r] - p
+            curvature[items[r]] += p * (1.0 - p)
+        at = end
+
+
+additive_round = _compiled(_additive_round)

@@ -107,7 +107,7 @@ def _check(irt: Irt, source: ResponseSource) -> tuple[list[dict[str, Any]], str 
         lines = heldout_check(source, irt, share=irt.heldout, seed=irt.seed).to_dicts()
     except DataError as error:
         return [], f"there is no held-out check: {error.problem}"
-    return lines, prediction_note(lines)
+    return lines, prediction_note(lines, one_slope=irt.model in ("rasch", "1pl"))
 
 
 def _nothing(irt: Irt, source: ResponseSource, facts: dict[str, Any], notes: tuple[str, ...]) -> Measured:

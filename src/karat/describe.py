@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -93,6 +94,7 @@ def settings_of(model: type[BaseModel]) -> list[Setting]:
 
 
 _LIMITS = (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤"))
+_CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
 
 
@@ -111,7 +113,11 @@ def _words(annotation: Any) -> str:
         return f"{{name: {_words(inside[1])}}}"
     if origin in (tuple, list):
         return f"list of {_words(inside[0])}"
-    return _PLAIN.get(annotation) or getattr(annotation, "__name__", str(annotation)).lower()
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    fields = getattr(annotation, "model_fields", {})
+    name = fields["kind"].default if "kind" in fields else getattr(annotation, "__name__", str(annotation))
+    return _CAPITAL.sub(" ", name).lower()
 
 
 def _value(default: Any) -> str:

@@ -25,7 +25,9 @@ def init(file: Path, out: Path, force: bool = False, reference: Path | None = No
         )
     for path in filter(None, (file, reference)):
         _writable(path)
-    text = starter(survey(str(file)), survey(str(reference)) if reference else None)
+    pool = survey(str(file))
+    _no_responses(pool, file)
+    text = starter(pool, survey(str(reference)) if reference else None)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +45,30 @@ def _writable(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError:
         raise ConfigError("a config can only name paths that are UTF-8", where=repr(str(path))) from None
+
+
+def _no_responses(pool: Survey, file: Path) -> None:
+    """A table of who solved what is no pool: nothing in it can be selected."""
+    from karat.scorers.responses.reading import GRADES, ITEMS, SUBJECTS
+
+    original = pool.rows.original
+    named = [
+        next((name for name in names if name in original.columns), None)
+        for names in (SUBJECTS, ITEMS, GRADES)
+    ]
+    subject, item, grade = named
+    if subject is None or item is None or grade is None or not pool.guessed:
+        return
+    # Many answered, and many were answered: what is unique to a row is an id or a text.
+    rows = original.height + sum(pool.rows.skipped.values())
+    repeated = all(original[name].n_unique() < rows for name in (subject, item))
+    if repeated and pool.spec.columns.text in (subject, item):
+        raise ConfigError(
+            f"looks like responses, who solved what ({subject}, {item}, {grade}), not like a pool of rows",
+            where=str(file),
+            hint="run `karat init` on the file of the items, and name this one under `scorers:`, "
+            f"`- {{kind: irt, responses: {file}}}`; docs/difficulty.md has an example",
+        )
 
 
 def quoted(value: str) -> str:
@@ -167,6 +193,8 @@ def _scorers(with_reference: bool) -> list[str]:
         "  # one pass over it, and every row gets a status: ok, truncated, or failed with the reason.",
         line("  # - {kind: perplexity, model: MODEL}", "surprise at the text, nats per token"),
         line("  # - {kind: loss, model: MODEL}", "loss of the response given the prompt"),
+        "  # How hard each row is, from who solved what: subject, item (the row's id), correct.",
+        line("  # - {kind: irt, responses: FILE}", "or glicko2, dart: docs/difficulty.md"),
     ]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from karat.report.words import number, percent, signed
 
 BASELINES = ("item mean", "additive")
-_NAMES = {"item mean": "the item's mean", "additive": "subject and item means added up",
+_NAMES = {"item mean": "the item's mean", "additive": "effects of subject and item added up",
           "constant": "the overall mean"}  # fmt: skip
-_EQUAL = 0.001
+_BETTER, _WORSE = 0.001, 0.005
 """Log losses that differ by less than this share of the baseline's are called equal."""
 
 
@@ -44,7 +44,8 @@ def _named(line: dict[str, Any]) -> dict[str, str]:
 def verdict(facts: dict[str, Any]) -> dict[str, str] | None:
     """Whether the fit predicts unseen responses better than both baselines: verdict, says and text.
 
-    By log loss, which also punishes chances that are too sure; equal within 0.1%.
+    By log loss, which also punishes chances that are too sure; equal from 0.1% better to 0.5% worse, which
+    is what a prior does. Rasch and 1PL add effects of subject and item themselves.
     """
     lines = {line["predictor"]: line for line in predictors(facts)}
     own = next((line for line in lines.values() if line["says"] == "this fit"), None)
@@ -67,8 +68,10 @@ def verdict(facts: dict[str, Any]) -> dict[str, str] | None:
     best = min(rivals, key=lambda line: float(line["log_loss"]))
     margin = (best["log_loss"] - own["log_loss"]) / max(best["log_loss"], 1e-12)
     both = {1: "the baseline", 2: "both baselines"}.get(len(rivals), "all baselines")
-    if abs(margin) < _EQUAL:
-        says = f"Held-out responses: no better than {best['says']}. The simpler number would do."
+    if -_WORSE <= margin < _BETTER:
+        itself = best["predictor"] == "additive" and facts.get("model") in ("rasch", "1pl")
+        why = "This model adds these itself." if itself else "The simpler number would do."
+        says = f"Held-out responses: no better than {best['says']}. {why}"
         return _said("open", says, text)
     if margin > 0:
         says = (

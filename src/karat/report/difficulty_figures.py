@@ -114,7 +114,7 @@ def test_information(found: ItemTables, key: str) -> Chart | None:
         traces.append(below)
         layout["yaxis3"] = axis("subjects", rangemode="tozero", domain=[0.0, 0.2], nticks=3)
     best = int(info.argmax())
-    alt = f"Test information of {count(items.height)} items, largest at ability {number(x[best], 3)}."
+    alt = f"Test information of {count(items.height)} items, largest near ability {number(x[best], 3)}."
     return chart(key, traces, layout, alt=alt, caption=_where_it_measures(found, theta, info))
 
 
@@ -122,8 +122,8 @@ def _where_it_measures(found: ItemTables, theta: Floats, info: Floats) -> str:
     best = int(info.argmax())
     if info[best] <= 1e-12:
         return "The items say nothing about the ability: every curve is flat."
-    says = f"The test measures best at ability {number(float(theta[best]), 3)}, where the standard error of a"
-    says += f" subject that answers every item is {number(float(1 / np.sqrt(info[best])), 3)}."
+    says = f"The test measures best near ability {number(float(theta[best]), 3)}, where the standard error of"
+    says += f" a subject that answers every item is {number(float(1 / np.sqrt(info[best])), 3)}."
     abilities = found.subjects["value"].drop_nulls().to_numpy()
     if abilities.size:
         here = np.interp(abilities, theta, info)

@@ -52,6 +52,7 @@ ITEM_SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"responses": TABLE, "dimensions": 2, "slope_prior": {"kind": "normal"}, "max_iterations": 50},
     ],
     "glicko2": [{"responses": TABLE}, {"responses": TABLE, "period": 60, "shuffle": 1}],
+    "dart": [{"responses": TABLE}, {"responses": TABLE, "sampling": "inverse"}],
 }
 ITEM_CHANGES: dict[str, dict[str, Any]] = {
     "irt": {

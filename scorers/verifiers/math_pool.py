@@ -22,6 +22,8 @@ class Worker:
     """One process of karat.scorers.verifiers.math_worker."""
 
     def __init__(self) -> None:
+        self.answers = True
+        """False once it has not answered: a process that was killed may still look alive for a moment."""
         # Imported where it is needed, as Windows lacks what it imports; and so the digest covers it.
         import karat.scorers.verifiers.math_worker as program
 
@@ -36,7 +38,12 @@ class Worker:
         )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """Its answer; None if the process has ended."""
+        """Its answer; None if the process has ended, and then it is of no further use."""
+        answer = self._asked(request)
+        self.answers = answer is not None
+        return answer
+
+    def _asked(self, request: dict[str, Any]) -> dict[str, Any] | None:
         if self.process.stdin is None or self.process.stdout is None:
             return None
         try:
@@ -77,8 +84,9 @@ def compare_all(requests: Sequence[dict[str, Any]], workers: int) -> list[dict[s
 
 
 def _ask_twice(request: dict[str, Any]) -> dict[str, Any]:
-    for _ in range(2):
-        with _borrowed() as worker:
+    # Others that wait may have been ended as well, so the second is a new one.
+    for fresh in (False, True):
+        with _borrowed(fresh) as worker:
             answer = worker.ask(request)
         if answer is not None:
             return answer
@@ -86,18 +94,18 @@ def _ask_twice(request: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _borrowed() -> Iterator[Worker]:
+def _borrowed(fresh: bool) -> Iterator[Worker]:
     global _owner
     with _lock:
         if _owner != os.getpid():  # a fork must not share its parent's pipes
             _idle.clear()
             _owner = os.getpid()
-        worker = _idle.pop() if _idle else None
+        worker = _idle.pop() if _idle and not fresh else None
     worker = worker or Worker()
     kept = False
     try:
         yield worker
-        kept = worker.process.poll() is None
+        kept = worker.answers
     finally:
         if kept:
             with _lock:

@@ -60,6 +60,13 @@ def plain(player: Player, opponents: list[tuple[Player, float]], tau: float) -> 
     return SCALE * (mu + phi**2 * total) + 1500, SCALE * phi, new
 
 
+def test_ratings_of_players_to_go_on_from_need_no_role_and_no_count() -> None:
+    known = ratings({"a": (1500, 200, 0.06), "b": (1400, 30, 0.06)})
+    games = frame([("a", "b", 1)])
+    with_role = Glicko2().fit(games, start=known)
+    assert Glicko2().fit(games, start=known.drop("role", "games")).players.equals(with_role.players)
+
+
 def test_glickmans_worked_example_to_full_precision() -> None:
     """Published: 1464.06, 151.52, 0.05999; the digits beyond are those of the reference at full precision."""
     start = ratings(

@@ -98,7 +98,8 @@ class Glicko2(ItemScorer):
 
         games: a frame with `player`, `opponent`, `score` (1 won, 0 lost, 0.5 drawn) and perhaps `time`, or
         responses in any form that `karat.scorers.responses` reads. Whole-number times are rating periods,
-        unless `period` says otherwise. start: ratings to go on from; its players are all in the new fit.
+        unless `period` says otherwise. start: ratings to go on from, an earlier fit or a frame with `player`,
+        `rating`, `deviation`, `volatility` (and `role` subject or item); its players are all in the new fit.
 
         Raises ScoreError and DataError naming the row for a bad score, a player against itself, no name.
         """

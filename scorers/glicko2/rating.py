@@ -58,6 +58,7 @@ def rated(games: Games, tau: float, cap: float, start: Start, before: pl.DataFra
     """
     from karat.scorers.glicko2 import kernels
 
+    before = None if before is None else _completed(before, games.players)
     players = games.players if before is None else _with_absent(games.players, before)
     count = players.height
     mu = np.full(count, (start.rating - CENTRE) / SCALE)
@@ -122,11 +123,21 @@ def _as_numbers(
     return (key % players).astype(np.int32), other, won, key // players
 
 
+def _completed(before: pl.DataFrame, players: pl.DataFrame) -> pl.DataFrame:
+    """Ratings as a person writes them: no games counted yet, and between players there is one role only."""
+    if "games" not in before.columns:
+        before = before.with_columns(games=pl.lit(0, pl.Int64))
+    if "role" not in before.columns and (players["role"] == "player").all():
+        before = before.with_columns(role=pl.lit("player"))
+    return before
+
+
 def _with_absent(players: pl.DataFrame, before: pl.DataFrame) -> pl.DataFrame:
     """The players, then those of `before` who are not among them."""
     missing = [name for name in _STATE if name not in before.columns]
     if missing:
-        raise ScoreError(f"the ratings to go on from have no column {missing[0]!r}", where="start")
+        hint = "player, subject or item" if missing[0] == "role" else None
+        raise ScoreError(f"the ratings to go on from have no column {missing[0]!r}", where="start", hint=hint)
     keys = before.select("player", "role")
     twice = keys.filter(keys.is_duplicated())
     if twice.height:

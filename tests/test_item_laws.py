@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import pickle
 import random
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 import pytest
-import yaml
 from item_samples import ITEM_CHANGES, ITEM_SAMPLES, NAMES, responses, write
+from part_laws import check_described, check_round_trips, digests_elsewhere
 
 from karat.errors import KaratError
 from karat.fitting import Fitting
@@ -120,18 +115,12 @@ def test_next_to_nothing_is_a_table_or_an_error_in_words(
 
 @every_scorer
 def test_it_survives_pickle_yaml_and_json(scorer: ItemScorer) -> None:
-    assert pickle.loads(pickle.dumps(scorer)) == scorer  # noqa: S301 - our own bytes
-    assert load(scorer.model_dump(), ItemScorer) == scorer
-    assert load(yaml.safe_load(yaml.safe_dump(scorer.model_dump(mode="json"))), ItemScorer) == scorer
-    assert hash(load(scorer.model_dump(), ItemScorer)) == hash(scorer)
+    check_round_trips(scorer, ItemScorer)
 
 
 @every_scorer
 def test_it_is_described(scorer: ItemScorer) -> None:
-    assert scorer.summary
-    assert scorer.formula
-    assert scorer.paper
-    assert len(scorer.summary) < 90
+    check_described(scorer)
 
 
 def test_every_setting_changes_the_digest() -> None:
@@ -147,22 +136,7 @@ def test_every_setting_changes_the_digest() -> None:
 
 
 def test_the_digest_follows_the_responses_and_is_the_same_in_another_process() -> None:
-    program = (
-        "import json, sys\n"
-        "from karat.parts import Scorer\n"
-        "from karat.registry import load\n"
-        "print(json.dumps([load(s, Scorer).digest() for s in json.load(sys.stdin)]))\n"
-    )
-    settings = json.dumps([scorer.model_dump(mode="json") for scorer in SCORERS])
-    answer = subprocess.run(
-        [sys.executable, "-c", program],
-        input=settings,
-        env={**os.environ, "PYTHONHASHSEED": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(answer.stdout) == [scorer.digest() for scorer in SCORERS]
+    assert digests_elsewhere(SCORERS, ItemScorer, "1") == [scorer.digest() for scorer in SCORERS]
     for scorer in SCORERS:
         before = on(scorer, responses(), "followed").digest()
         assert on(scorer, responses()[1:], "followed").digest() != before

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import random
-import subprocess
-import sys
 from typing import Any
 
 import polars as pl
 import pytest
-import yaml
 from item_samples import ITEM_SAMPLES
+from part_laws import check_described, check_round_trips, digests_elsewhere
 from served_stub import ServedStub
 from tiny_encoders import tiny_folder
 from tiny_models import tiny_model
@@ -344,18 +340,12 @@ def test_a_huge_row_among_small_ones(scorer: Scorer) -> None:
 
 @every_scorer
 def test_it_survives_pickle_yaml_and_json(scorer: Scorer) -> None:
-    assert pickle.loads(pickle.dumps(scorer)) == scorer  # noqa: S301 - our own bytes
-    assert load(scorer.model_dump(), Scorer) == scorer
-    assert load(yaml.safe_load(yaml.safe_dump(scorer.model_dump(mode="json"))), Scorer) == scorer
-    assert hash(load(scorer.model_dump(), Scorer)) == hash(scorer)
+    check_round_trips(scorer, Scorer)
 
 
 @every_scorer
 def test_it_is_described(scorer: Scorer) -> None:
-    assert scorer.summary
-    assert scorer.formula
-    assert scorer.paper
-    assert len(scorer.summary) < 90
+    check_described(scorer)
 
 
 def test_every_setting_changes_the_digest() -> None:
@@ -370,20 +360,5 @@ def test_every_setting_changes_the_digest() -> None:
 
 
 def test_the_digest_is_the_same_in_another_process() -> None:
-    program = (
-        "import json, sys\n"
-        "from karat.parts import Scorer\n"
-        "from karat.registry import load\n"
-        "print(json.dumps([load(s, Scorer).digest() for s in json.load(sys.stdin)]))\n"
-    )
-    settings = json.dumps([scorer.model_dump(mode="json") for scorer in SCORERS])
     for seed in ("1", "2"):
-        answer = subprocess.run(
-            [sys.executable, "-c", program],
-            input=settings,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert json.loads(answer.stdout) == [scorer.digest() for scorer in SCORERS]
+        assert digests_elsewhere(SCORERS, Scorer, seed) == [scorer.digest() for scorer in SCORERS]

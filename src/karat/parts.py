@@ -12,7 +12,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
@@ -293,3 +293,27 @@ class Reweighter(Part, ABC):
     def needs_groups(self) -> bool:
         """Whether `groups` must be given."""
         return False
+
+    def sees_window(self) -> bool:
+        """Whether `update` has to see the whole accumulated step of all ranks at once."""
+        return getattr(self, "scope", None) == "window"
+
+    def measure(self) -> Literal["loss", "excess", "gradient_norm"]:
+        """What `losses` has to hold.
+
+        loss: mean nats per scored token. excess: mean over the scored tokens of max(l - l_ref, 0), l_ref the
+        loss of a reference model. gradient_norm: the norm of the gradient of the sample's mean loss with
+        respect to its logits, sqrt(sum_t |softmax(z_t) - onehot(y_t)|^2) / n.
+        """
+        return "loss"
+
+
+class ElementLoss(Part, ABC):
+    """A loss in place of the cross-entropy of one label, for each element apart; pure torch.
+
+    Law: pure and differentiable in the logits; an element's loss depends on its own logits and label alone.
+    """
+
+    @abstractmethod
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """logits: [N, K] float32, labels: [N] int64 in [0, K). Returns [N] float32 in nats, with gradient."""

@@ -126,18 +126,20 @@ def step(options: Options, model: Any, trainer: Any, args: Any, weigher: Weigher
     """The weighted step by the route that fits; raises WeightError where there is none."""
     base = checks.unwrapped(model)
     reference = None if options.reference is None else Reference.of(options.reference)
+    route = _route(options, base, trainer, args)
+    fused = LogProbs(gradient_only=getattr(args, "loss_type", "nll") == "dft")
     made = WeightedStep(
         model,
-        _route(options, base, trainer, args),
+        route,
         weigher,
         options.reduction,
         args.average_tokens_across_devices,
         exact=options.accumulation == "exact",
         element=options.loss,
         reference=reference,
-        fused=LogProbs(gradient_only=getattr(args, "loss_type", "nll") == "dft"),
+        fused=None if isinstance(route, pairs.Pairs) else fused,
     )
-    if made.route.__class__ is pairs.Pairs and (made.scoring.element or reference or made.scoring.norms):
+    if isinstance(route, pairs.Pairs) and (made.scoring.element or reference or made.scoring.norms):
         raise WeightError(
             "a pair has a loss of its own kind: no other loss, gradient norm or reference model goes with it",
             where="DPOTrainer",

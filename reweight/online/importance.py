@@ -24,7 +24,8 @@ def gain(p: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     n is the number present. A batch drawn with p has the variance of one tau times as large drawn
     uniformly, as far as the scores are the gradients' norms (Katharopoulos & Fleuret, 2018, section 3.3).
     """
-    return (p.square().sum() * present.sum()).clamp(min=1.0).sqrt()
+    relative = p / p.max().clamp(min=1e-38)  # equal p give exactly 1
+    return (relative.square().sum() * present.sum()).sqrt() / relative.sum().clamp(min=1e-38)
 
 
 def draw(p: torch.Tensor, size: int, seed: int, step: torch.Tensor) -> torch.Tensor:

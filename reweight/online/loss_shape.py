@@ -49,7 +49,9 @@ class LossShape(OnlineRule):
     clean and hurts when they are not.
     """
 
-    temperature: Positive = Field(default=1.0, description="Sow et al.'s r; large is uniform")
+    temperature: Positive = Field(
+        default=1.0, description="Sow et al.'s r; large is uniform; schedule: {start, end, steps, shape}"
+    )
     clip: float = Field(
         default=0.0, ge=0.0, lt=0.5, description="ours: share at either end whose losses count as equal"
     )

@@ -38,7 +38,9 @@ class RobustSmallLoss(OnlineRule):
     formula: ClassVar[str] = "w_i = s_i / keep on the keep * n smallest losses, the boundary in part, else 0"
     paper: ClassVar[str] = "Han et al., NeurIPS 2018, arXiv 1804.06872, Algorithm 1 (R(T))"
 
-    keep: Share = Field(default=0.7, description="fraction of the samples that is kept")
+    keep: Share = Field(
+        default=0.7, description="fraction of the samples that is kept; schedule: {start, end, steps, shape}"
+    )
 
     def weigh(self, losses: torch.Tensor, present: torch.Tensor, state: State) -> torch.Tensor:
         """The part of each sample among those kept, over `keep`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from karat.registry import AnyReweighter
 from karat.reweight.online import memory
 from karat.reweight.online.rule import OnlineRule, Seen
 from karat.reweight.online.scope import mean_one
+from karat.reweight.online.static import Static
 
 if TYPE_CHECKING:
     import torch
@@ -41,19 +43,18 @@ class Chain(OnlineRule):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        scopes = {part.kind: part.scope for part in self.parts if isinstance(part, OnlineRule)}
-        if "scope" in self.model_fields_set or not scopes:
-            scopes = {"chain": self.scope, **scopes}
-        else:
-            self.__dict__["scope"] = next(iter(scopes.values()))
-        if len(set(scopes.values())) > 1:
-            told = ", ".join(f"{kind}: {scope}" for kind, scope in scopes.items())
-            raise ValueError(f"parts must have one scope; {told}")
-        measures = {part.kind: part.measure() for part in self.parts}
-        if len(set(measures.values())) > 1:
-            told = ", ".join(f"{kind}: {measure}" for kind, measure in measures.items())
-            raise ValueError(f"parts must be shown the same measure; {told}")
+        scopes = [(part.kind, part.scope) for part in self.parts if isinstance(part, OnlineRule)]
+        if "scope" in self.model_fields_set:
+            scopes = [("chain", self.scope), *scopes]
+        elif scopes:
+            self.__dict__["scope"] = scopes[0][1]
+        _one(scopes, "parts must have one scope")
+        _one([(part.kind, part.measure()) for part in self._led()], "parts must be shown the same measure")
         return self
+
+    def _led(self) -> tuple[Reweighter, ...]:
+        """The parts that look at what they are shown, if any does."""
+        return tuple(part for part in self.parts if not isinstance(part, Static)) or self.parts
 
     def needs_groups(self) -> bool:
         """Whether a part does."""
@@ -61,7 +62,7 @@ class Chain(OnlineRule):
 
     def measure(self) -> Literal["loss", "excess", "gradient_norm"]:
         """That of the parts."""
-        return self.parts[0].measure()
+        return self._led()[0].measure()
 
     def remembers(self) -> bool:
         """No: what is remembered are products, here."""

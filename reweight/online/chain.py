@@ -90,6 +90,12 @@ class Chain(OnlineRule):
         return mean_one(known, present)[-len(product) :], memory.added(product, seen.present, state)
 
 
+def _one(told: Sequence[tuple[str, str]], law: str) -> None:
+    """Raise ValueError unless all say the same."""
+    if len({says for _, says in told}) > 1:
+        raise ValueError(f"{law}; {', '.join(f'{kind}: {says}' for kind, says in told)}")
+
+
 def _online(part: Reweighter, static: torch.Tensor, seen: Seen, state: State) -> tuple[torch.Tensor, State]:
     """Online weights of one part, and its new state."""
     if isinstance(part, OnlineRule):

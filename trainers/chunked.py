@@ -15,7 +15,7 @@ from karat.scorers.model.head import head_of
 from karat.scorers.model.loading import evaluating
 from karat.trainers.checks import unwrapped
 from karat.trainers.linear_cross_entropy import linear_cross_entropy, weighted_linear_cross_entropy
-from karat.trainers.loss import Losses
+from karat.trainers.loss import Losses, Reduction
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference of a loss to the model's own, relative to the largest logit; 2e-2 for 16 bits."""
@@ -77,7 +77,8 @@ class ChunkedHead:
 
     def weighted(
         self,
-        coefficients: Tensor,
+        weights: Tensor,
+        reduction: Reduction,
         logits: Tensor,
         labels: Tensor | None,
         vocab_size: Any = None,
@@ -86,16 +87,21 @@ class ChunkedHead:
         shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Losses]:
-        """sum_i c_i S_i with gradient, and the losses detached, where c [B] is known before the losses.
+        """sum_i w_i S_i (of S_i / n_i, "sample") with gradient, and the losses detached; weights: [B].
 
-        Faster than `losses`: see `weighted_linear_cross_entropy`.
+        For weights that are known before the losses, where it takes a product less than `losses`: see
+        `weighted_linear_cross_entropy`.
         """
         states, targets = self._flat(logits, labels, ignore_index, shift_labels)
-        each = coefficients.to(states.device)[:, None].expand(targets.shape).reshape(-1)
+        scored = targets != ignore_index
+        weights = weights.to(states.device)
+        if reduction == "sample":
+            weights = weights / scored.sum(dim=1).clamp(min=1)
+        each = weights[:, None].expand(targets.shape).reshape(-1)
         total, elements = weighted_linear_cross_entropy(
             states, self.layer.weight, targets.reshape(-1), each, **self._shape(), ignore_index=ignore_index
         )
-        return total, Losses(elements.view(targets.shape), targets != ignore_index)
+        return total, Losses(elements.view(targets.shape), scored)
 
     def _shape(self) -> dict[str, Any]:
         bias = self.layer.bias

@@ -35,6 +35,8 @@ class ChunkedHead:
         self.base, self.chunk_tokens = unwrapped(model), chunk_tokens
         if getattr(self.base, "loss_function", None) is not loss_utils.ForCausalLMLoss:
             raise self._refused("its loss is not that of a causal language model")
+        if self.base.config.is_encoder_decoder:
+            raise self._refused("it is an encoder-decoder")
         try:
             self.head = head_of(self.base)
         except ScoreError as error:

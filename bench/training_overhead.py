@@ -108,7 +108,7 @@ def peak_bytes() -> int:
 
 def in_turns(every: list[Arm], wanted: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
     """(CPU seconds, wall seconds) of a step, for each arm and round."""
-    order, draw = list(every), random.Random(0)
+    order, draw = list(every), random.Random(0)  # noqa: S311
     times: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in every}
     for number in range(wanted.rounds):
         draw.shuffle(order)
@@ -120,7 +120,7 @@ def in_turns(every: list[Arm], wanted: argparse.Namespace) -> dict[str, list[tup
 
 
 def steps(arm: Arm, wanted: argparse.Namespace) -> tuple[float, float]:
-    """Train an arm for a few steps from the same start; CPU and wall seconds of a step, the first left out."""
+    """Train an arm from the same start; CPU and wall seconds of a step, the first left out."""
     import torch
     import transformers
 
@@ -143,7 +143,7 @@ def steps(arm: Arm, wanted: argparse.Namespace) -> tuple[float, float]:
         args = transformers.TrainingArguments(
             folder,
             per_device_train_batch_size=wanted.batch,
-            max_steps=WARM_UP + wanted.steps + 1,
+            max_steps=WARM_UP + wanted.steps,
             logging_steps=1,
             save_strategy="no",
             report_to=[],
@@ -186,7 +186,7 @@ def data(wanted: argparse.Namespace) -> Any:
     import datasets
     import numpy as np
 
-    draw, rows = np.random.default_rng(0), wanted.batch * (WARM_UP + wanted.steps + 1)
+    draw, rows = np.random.default_rng(0), wanted.batch * (WARM_UP + wanted.steps)
     ids = draw.integers(wanted.vocabulary, size=(rows, wanted.length))
     columns = {"input_ids": ids, "labels": ids, "weight": draw.uniform(0.5, 1.5, rows)}
     return datasets.Dataset.from_dict({name: value.tolist() for name, value in columns.items()})
@@ -195,7 +195,7 @@ def data(wanted: argparse.Namespace) -> Any:
 def ratio(ours: list[float], stock: list[float]) -> str:
     """Median of paired ratios, and its 95% interval over resampled rounds."""
     pairs = [one / other for one, other in zip(ours, stock, strict=True)]
-    draw = random.Random(0)
+    draw = random.Random(0)  # noqa: S311
     medians = sorted(statistics.median(draw.choices(pairs, k=len(pairs))) for _ in range(2000))
     return f"{statistics.median(pairs):.3f} ({medians[50]:.3f} to {medians[-51]:.3f})"
 
@@ -217,19 +217,19 @@ def page(
     lines = [
         "# What weights cost",
         "",
-        f"`python bench/training_overhead.py {' '.join(sys.argv[1:])}`".replace(" `", "`") + ": a Llama of "
-        f"{wanted.layers} layers × {wanted.width} with a vocabulary of {wanted.vocabulary:,}, batches of "
-        f"{wanted.batch} rows of {wanted.length} tokens (logits of {logits:.0f} MiB in float32), AdamW, "
+        f"`python bench/training_overhead.py {' '.join(sys.argv[1:])}`".replace(" `", "`") + ": a Llama, "
+        f"layers × width {wanted.layers} × {wanted.width} with a vocabulary of {wanted.vocabulary:,}, "
+        f"batches of {wanted.batch} rows of {wanted.length} tokens (logits of {logits:.0f} MiB in float32), AdamW, "
         f"{'bfloat16' if gpu else 'float32'}, logged every step; {machine}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"{time.strftime('%Y-%m-%d')}.",
         "",
-        f"{wanted.rounds} rounds of {wanted.steps} steps, the arms in turns; ratios are medians of pairs from "
-        f"one round, with 95% intervals over rounds. The load average was {load[0]:.1f} before and "
+        f"{wanted.rounds} rounds of {wanted.steps} steps, the arms in turns; ratios are medians of pairs "
+        f"from one round, with 95% intervals over rounds. The load average was {load[0]:.1f} before and "
         f"{load[1]:.1f} after, so the machine was {'quiet' if max(load) < 1.5 else 'not quiet'}.",
         f"Peak memory: {'allocated on the GPU' if gpu else 'resident'}, in a process for each arm.",
         "",
-        "| arm | CPU s / step | ratio to stock | wall s / step | ratio to stock | peak MiB | ratio to stock |",
+        "| arm | CPU s / step | to stock | wall s / step | to stock | peak MiB | to stock |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in every:

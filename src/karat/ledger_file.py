@@ -50,6 +50,17 @@ def by_id(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def by_row(table: pl.DataFrame, of_row: pl.Series, rows: pl.Series) -> pl.DataFrame:
+    """The ledger of a training set of blocks as one of its rows, those without a block included.
+
+    table: a line for each block; of_row: the id of its row; rows: ids of all rows.
+    """
+    found = by_id(table.with_columns(of_row.cast(pl.String).alias("id")))
+    ids = rows.cast(pl.String).alias("id").to_frame()
+    joined = ids.join(found, on="id", how="left", maintain_order="left")
+    return joined.with_columns(pl.col("visits", ENTRIES).fill_null(0))
+
+
 def write_ledger(table: pl.DataFrame, path: Path, settings: dict[str, Any]) -> Path:
     """Write a line for each id; `settings`, plain JSON, go into the file's metadata."""
     said = json.dumps(settings | {"version": __version__}, ensure_ascii=False, sort_keys=True)
@@ -58,13 +69,19 @@ def write_ledger(table: pl.DataFrame, path: Path, settings: dict[str, Any]) -> P
     return path
 
 
+def ledger_path(path: Path) -> Path:
+    """The ledger's file, given itself, a Trainer's output_dir or a run's folder."""
+    names = (RUN_FILE, FILE) if path.is_dir() else ()
+    return next((path / name for name in names if (path / name).is_file()), path)
+
+
 def read_ledger(path: Path) -> pl.DataFrame:
     """A ledger's lines, one for each id; raises DataError for what is none."""
     if not path.is_file():
         raise DataError(
             "there is no ledger here",
             where=str(path),
-            hint="ReweightCallback(ledger=True) writes one, and `karat run` with `train:`",
+            hint="ReweightCallback(..., ledger=True) writes one, and `karat run` with `train:`",
         )
     try:
         table = pl.read_parquet(path, glob=False)

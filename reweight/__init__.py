@@ -12,17 +12,21 @@ if __name__ != "karat.reweight":
 from karat.lazy import by_class_name, lazy_members
 from karat.reweight.allocate import MEMBERS as _ALLOCATE
 from karat.reweight.online import MEMBERS as _ONLINE
+from karat.reweight.online.element_losses import MEMBERS as _ELEMENT_LOSSES
 from karat.reweight.select import MEMBERS as _SELECT
 
 if TYPE_CHECKING:
     from karat.reweight.allocate import Prop2Diff as Prop2Diff
     from karat.reweight.allocate import Uniform as Uniform
+    from karat.reweight.online import AldrKl as AldrKl
     from karat.reweight.online import Extremes as Extremes
     from karat.reweight.online import GroupDro as GroupDro
     from karat.reweight.online import KlDro as KlDro
+    from karat.reweight.online import LdrKl as LdrKl
     from karat.reweight.online import LinUpper as LinUpper
     from karat.reweight.online import Quadratic as Quadratic
     from karat.reweight.online import Static as Static
+    from karat.reweight.online import TempNet as TempNet
     from karat.reweight.select import Curriculum as Curriculum
     from karat.reweight.select import DeitaDiverse as DeitaDiverse
     from karat.reweight.select import FacilityLocation as FacilityLocation
@@ -35,4 +39,4 @@ if TYPE_CHECKING:
     from karat.reweight.select import Topsis as Topsis
     from karat.reweight.select import VoteK as VoteK
 
-__getattr__ = lazy_members(__name__, by_class_name({**_SELECT, **_ONLINE, **_ALLOCATE}))
+__getattr__ = lazy_members(__name__, by_class_name({**_SELECT, **_ONLINE, **_ELEMENT_LOSSES, **_ALLOCATE}))

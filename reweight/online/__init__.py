@@ -10,14 +10,18 @@ if __name__ != "karat.reweight.online":
     )
 
 from karat.lazy import by_class_name, lazy_members
+from karat.reweight.online.element_losses import MEMBERS as _ELEMENT_LOSSES
 
 if TYPE_CHECKING:
     from karat.reweight.online.group_dro import GroupDro as GroupDro
     from karat.reweight.online.kl_dro import KlDro as KlDro
+    from karat.reweight.online.ldr_kl import AldrKl as AldrKl
+    from karat.reweight.online.ldr_kl import LdrKl as LdrKl
     from karat.reweight.online.loss_shape import Extremes as Extremes
     from karat.reweight.online.loss_shape import LinUpper as LinUpper
     from karat.reweight.online.loss_shape import Quadratic as Quadratic
     from karat.reweight.online.static import Static as Static
+    from karat.reweight.online.temp_net import TempNet as TempNet
 
 MEMBERS = {
     "extremes": "karat.reweight.online.loss_shape:Extremes",
@@ -27,4 +31,4 @@ MEMBERS = {
     "quadratic": "karat.reweight.online.loss_shape:Quadratic",
     "static": "karat.reweight.online.static:Static",
 }
-__getattr__ = lazy_members(__name__, by_class_name(MEMBERS))
+__getattr__ = lazy_members(__name__, by_class_name({**MEMBERS, **_ELEMENT_LOSSES}))

@@ -38,7 +38,9 @@ def chi2_value(
     eta + lambda / 2 + huber(r / sqrt lambda) with delta = sqrt(lambda (1 + 2 rho)).
     """
     seen = depths(losses, present)
-    eta, _ = _solution(Depths(seen.below.detach(), seen.present, seen.size, seen.top.detach()), rho, temperature)
+    eta, _ = _solution(
+        Depths(seen.below.detach(), seen.present, seen.size, seen.top.detach()), rho, temperature
+    )
     square = (seen.below - eta).clamp(min=0.0).masked_fill(~present, 0.0).square().sum() / seen.size
     if rho is None:
         return seen.top + eta + temperature / 2 + square / (2 * temperature)

@@ -43,7 +43,9 @@ def depths(losses: torch.Tensor, present: torch.Tensor) -> Depths:
     return Depths((outside - top).masked_fill(~present, 0.0), present, present.sum().to(outside.dtype), top)
 
 
-def kl_weights(losses: torch.Tensor, present: torch.Tensor, temperature: torch.Tensor | float) -> torch.Tensor:
+def kl_weights(
+    losses: torch.Tensor, present: torch.Tensor, temperature: torch.Tensor | float
+) -> torch.Tensor:
     """argmax_p <p, l> - lambda KL(p || u): w = n softmax(l / lambda). [n], mean one over `present`.
 
     losses: [n] in nats; present: [n] bool; temperature: lambda in nats, negative for the argmin of

@@ -44,14 +44,14 @@ def depths(losses: torch.Tensor, present: torch.Tensor) -> Depths:
 
 
 def kl_weights(
-    losses: torch.Tensor, present: torch.Tensor, temperature: torch.Tensor | float
+    losses: torch.Tensor, present: torch.Tensor, temperature: float
 ) -> torch.Tensor:
     """argmax_p <p, l> - lambda KL(p || u): w = n softmax(l / lambda). [n], mean one over `present`.
 
     losses: [n] in nats; present: [n] bool; temperature: lambda in nats, negative for the argmin of
     <p, l> + |lambda| KL.
     """
-    seen = depths(losses if not _negative(temperature) else -losses, present)
+    seen = depths(losses if temperature > 0 else -losses, present)
     return softmax_mean_one(seen.below / abs(temperature), present)
 
 
@@ -85,13 +85,11 @@ def kl_ball_temperature(
     return (1 / sharpness).masked_fill(at_top, 0.0).clamp(min=floor)
 
 
-def kl_value(losses: torch.Tensor, present: torch.Tensor, temperature: torch.Tensor | float) -> torch.Tensor:
+def kl_value(losses: torch.Tensor, present: torch.Tensor, temperature: float) -> torch.Tensor:
     """lambda log mean exp(l / lambda), the penalised worst case in nats; differentiable in the losses."""
-    seen = depths(losses, present)
-    if _negative(temperature):
-        return -kl_value(-losses, present, -temperature)
-    raised = (seen.below / temperature).exp().masked_fill(~present, 0.0)
-    return seen.top + temperature * (raised.sum() / seen.size).log()
+    sign = 1 if temperature > 0 else -1
+    seen = depths(sign * losses, present)
+    return sign * (seen.top + abs(temperature) * _log_mean(seen, abs(temperature)))
 
 
 def kl_ball_value(
@@ -101,13 +99,15 @@ def kl_ball_value(
     t = kl_ball_temperature(losses.detach(), present, rho, floor)
     inside = (t > 0) & t.isfinite()
     finite = t.where(inside, t.new_ones(()))
-    value = kl_value(losses, present, finite) + (finite - floor) * rho
-    top = losses.to(value.dtype).masked_fill(~present, -float("inf")).amax()
-    return value.where(inside, top)
+    seen = depths(losses, present)
+    over = finite * _log_mean(seen, finite) + (finite - floor) * rho
+    return seen.top + over.where(inside, over.new_zeros(()))
 
 
-def _negative(temperature: torch.Tensor | float) -> bool:
-    return isinstance(temperature, int | float) and temperature < 0
+def _log_mean(seen: Depths, temperature: torch.Tensor | float) -> torch.Tensor:
+    """log mean exp((l - max l) / t)."""
+    raised = (seen.below / temperature).exp().masked_fill(~seen.present, 0.0)
+    return (raised.sum() / seen.size).log()
 
 
 def _sharpness(seen: Depths, rho: float) -> tuple[torch.Tensor, torch.Tensor]:

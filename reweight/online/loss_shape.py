@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from karat.parts import Reweighter
-from karat.reweight.online.scope import participants, softmax_mean_one
+from karat.reweight.online.rule import OnlineRule
+from karat.reweight.online.scope import softmax_mean_one
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from karat.parts import State
 
 
-class LossShape(Reweighter):
+class LossShape(OnlineRule):
     """What LinUpper, Quadratic and Extremes share: w_i = s_i * B * softmax(f(h) / r)_i.
 
     h_i = 2 (l_i - min l) / (max l - min l) - 1 in [-1, 1], over the batch of all ranks; f is the member's
@@ -46,39 +46,19 @@ class LossShape(Reweighter):
     """
 
     temperature: float = Field(default=1.0, gt=0.0, description="Sow et al.'s r; large is uniform")
-    warmup_steps: int = Field(default=0, ge=0, description="uniform updates at the start")
 
     @abstractmethod
     def shape(self, position: torch.Tensor) -> torch.Tensor:
         """f(h) for h in [-1, 1]."""
 
-    def init(self, n_samples: int, n_groups: int = 0) -> State:
-        """The number of updates so far: 0."""
-        import torch
-
-        return {"step": torch.zeros((), dtype=torch.int64)}
-
-    def update(
-        self,
-        weights: torch.Tensor,
-        losses: torch.Tensor,
-        rows: torch.Tensor,
-        state: State,
-        groups: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, State]:
-        """Weights of mean one by f(h), multiplied onto the static ones, and the step counter."""
-        weights, losses = weights.float(), losses.float()
-        if losses.numel() == 0:
-            return weights.clone(), dict(state)
-        taking_part = participants(weights, losses)
-        low = losses.masked_fill(~taking_part, float("inf")).min()
-        spread = losses.masked_fill(~taking_part, -float("inf")).max() - low
+    def weigh(self, losses: torch.Tensor, present: torch.Tensor, state: State) -> torch.Tensor:
+        """n softmax(f(h) / temperature); exactly one where all losses are equal."""
+        low = losses.masked_fill(~present, float("inf")).min()
+        spread = losses.masked_fill(~present, -float("inf")).max() - low
         varied = spread > 0
         position = 2 * (losses - low) / spread.where(varied, spread.new_ones(())) - 1
-        exponents = self.shape(position.masked_fill(~taking_part, 0.0)) / self.temperature
-        warm = state["step"].to(losses.device) >= self.warmup_steps
-        online = softmax_mean_one(exponents.where(varied & warm, exponents.new_zeros(())), taking_part)
-        return weights * online, {**state, "step": state["step"] + taking_part.any().to(state["step"])}
+        exponents = self.shape(position.masked_fill(~present, 0.0)) / self.temperature
+        return softmax_mean_one(exponents.where(varied, exponents.new_zeros(())), present)
 
 
 class LinUpper(LossShape):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from karat.reweight.allocate import Prop2Diff as Prop2Diff
     from karat.reweight.allocate import Uniform as Uniform
     from karat.reweight.online import AldrKl as AldrKl
+    from karat.reweight.online import Chi2 as Chi2
+    from karat.reweight.online import Cvar as Cvar
+    from karat.reweight.online import DoReMi as DoReMi
     from karat.reweight.online import Extremes as Extremes
     from karat.reweight.online import GroupDro as GroupDro
     from karat.reweight.online import KlDro as KlDro

@@ -17,6 +17,9 @@ from safetensors.torch import load, save
 from karat.errors import WeightError
 from karat.parts import Reweighter
 from karat.registry import members, resolve
+from karat.reweight.online.chi2 import Chi2
+from karat.reweight.online.cvar import Cvar
+from karat.reweight.online.doremi import DoReMi
 from karat.reweight.online.group_dro import GroupDro
 from karat.reweight.online.kl_dro import KlDro
 from karat.reweight.online.loss_shape import Extremes, LinUpper, LossShape, Quadratic
@@ -36,6 +39,23 @@ MEMBERS: list[Reweighter] = [
     GroupDro(),
     GroupDro(step_size=1.0, ema=0.3),
     GroupDro(step_size=0.5, adjustment=2.0),
+    *[
+        member
+        for scope in ("micro-batch", "window", "running")
+        for member in (
+            KlDro(rho=0.3, scope=scope),
+            KlDro(rho=0.5, temperature=0.4, scope=scope, min_ess=0.7),
+            Cvar(alpha=0.29, scope=scope),
+            Cvar(alpha=0.5, temperature=0.7, scope=scope, max_weight=1.5),
+            Chi2(rho=1.0, scope=scope),
+            Chi2(temperature=0.4, scope=scope, warmup_steps=1),
+            Chi2(rho=0.2, temperature=2.0, scope=scope),
+            GroupDro(step_size=1.0, ema=0.3, scope=scope),
+            GroupDro(alpha=0.4, ema=0.5, scope=scope),
+            DoReMi(scope=scope),
+            DoReMi(step_size=0.3, smoothing=0.0, scope=scope),
+        )
+    ],
 ]
 GROUPS = 3
 every = pytest.mark.parametrize("member", MEMBERS, ids=repr)

@@ -13,6 +13,9 @@ from karat.lazy import by_class_name, lazy_members
 from karat.reweight.online.element_losses import MEMBERS as _ELEMENT_LOSSES
 
 if TYPE_CHECKING:
+    from karat.reweight.online.chi2 import Chi2 as Chi2
+    from karat.reweight.online.cvar import Cvar as Cvar
+    from karat.reweight.online.doremi import DoReMi as DoReMi
     from karat.reweight.online.group_dro import GroupDro as GroupDro
     from karat.reweight.online.kl_dro import KlDro as KlDro
     from karat.reweight.online.ldr_kl import AldrKl as AldrKl
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from karat.reweight.online.temp_net import TempNet as TempNet
 
 MEMBERS = {
+    "chi2": "karat.reweight.online.chi2:Chi2",
+    "cvar": "karat.reweight.online.cvar:Cvar",
+    "doremi": "karat.reweight.online.doremi:DoReMi",
     "extremes": "karat.reweight.online.loss_shape:Extremes",
     "group_dro": "karat.reweight.online.group_dro:GroupDro",
     "kl_dro": "karat.reweight.online.kl_dro:KlDro",

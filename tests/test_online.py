@@ -39,23 +39,24 @@ MEMBERS: list[Reweighter] = [
     GroupDro(),
     GroupDro(step_size=1.0, ema=0.3),
     GroupDro(step_size=0.5, adjustment=2.0),
-    *[
-        member
-        for scope in ("micro-batch", "window", "running")
-        for member in (
-            KlDro(rho=0.3, scope=scope),
-            KlDro(rho=0.5, temperature=0.4, scope=scope, min_ess=0.7),
-            Cvar(alpha=0.29, scope=scope),
-            Cvar(alpha=0.5, temperature=0.7, scope=scope, max_weight=1.5),
-            Chi2(rho=1.0, scope=scope),
-            Chi2(temperature=0.4, scope=scope, warmup_steps=1),
-            Chi2(rho=0.2, temperature=2.0, scope=scope),
-            GroupDro(step_size=1.0, ema=0.3, scope=scope),
-            GroupDro(alpha=0.4, ema=0.5, scope=scope),
-            DoReMi(scope=scope),
-            DoReMi(step_size=0.3, smoothing=0.0, scope=scope),
-        )
-    ],
+    KlDro(rho=0.3),
+    KlDro(rho=0.3, scope="running", memory=32),
+    KlDro(rho=0.5, temperature=0.4, scope="window", min_ess=0.7),
+    Cvar(alpha=0.29),
+    Cvar(alpha=0.29, scope="running", memory=32),
+    Cvar(alpha=0.5, temperature=0.7, scope="window", max_weight=1.5),
+    Cvar(alpha=0.5, temperature=0.7, scope="running", memory=8),
+    Chi2(rho=1.0),
+    Chi2(rho=1.0, scope="running", memory=32),
+    Chi2(temperature=0.4, scope="window", warmup_steps=1),
+    Chi2(rho=0.2, temperature=2.0, scope="running", memory=8),
+    GroupDro(step_size=1.0, ema=0.3, scope="running"),
+    GroupDro(alpha=0.4, ema=0.5),
+    GroupDro(alpha=0.4, scope="window"),
+    GroupDro(alpha=0.4, scope="running"),
+    DoReMi(),
+    DoReMi(scope="running"),
+    DoReMi(step_size=0.3, smoothing=0.0, scope="window"),
 ]
 GROUPS = 3
 every = pytest.mark.parametrize("member", MEMBERS, ids=repr)

@@ -28,10 +28,11 @@ class DoReMi(OnlineRule):
     `mixture(state)` is the mean of a over the steps, the result of the method: mix a new training set by it.
 
     s_d is estimated from the samples so far, static weights as copies. With `scope="running"` weights are of
-    mean one over these shares, with the others within the batch. A domain not seen yet stays at p_d.
+    mean one over all samples so far, with the others over those of the batch. A domain not seen yet stays at
+    p_d.
     Shapes: weights, losses [B] (excess in nats), groups [B] int64 in [0, n_groups), the domains. State:
-    `density` (a_d / p_d) and `excess` float32, `mass` and `total` float64, [n_groups]; `step` int64. Raises
-    WeightError without groups.
+    `density` (a_d / p_d) and `excess` float32, `counts` int64, `mass` and `total` float64, [n_groups]; `step`
+    int64. Raises WeightError without groups.
 
     Paper: Xie, Pham, Dong, Du, Liu, Lu, Liang, Le, Ma, Yu, NeurIPS 2023, arXiv 2305.10429, Algorithm 1.
 
@@ -77,6 +78,7 @@ class DoReMi(OnlineRule):
         return {
             "density": torch.ones(n_groups),
             "excess": torch.zeros(n_groups),
+            "counts": torch.zeros(n_groups, dtype=torch.int64),
             "mass": torch.zeros(n_groups, dtype=torch.float64),
             "total": torch.zeros(n_groups, dtype=torch.float64),
         }
@@ -89,7 +91,7 @@ class DoReMi(OnlineRule):
             raise WeightError("DoReMi was given no domains", hint="give the rows a group column")
         batch = by_group(seen, seen.groups, len(state["density"]))
         excess = torch.where(batch.count > 0, batch.mean, state["excess"])
-        mass = state["mass"] + batch.mass
+        mass, counts = state["mass"] + batch.mass, state["counts"] + batch.count
         share = (mass / mass.sum().clamp(min=1e-38)).float()
         started = share if self.start == "sampled" else torch.full_like(share, 1 / len(share))
         density = self._moved(state["density"], excess, started, mass > 0)
@@ -98,8 +100,9 @@ class DoReMi(OnlineRule):
         total = state["total"] + (started * density).masked_fill(~moved, 0.0)
         # a_d / s_d: as drawn the density itself, and for uniform starts it is up to the factor 1/k.
         weight = density if self.start == "sampled" else density / share.clamp(min=1e-38)
-        online = by_density(weight, seen, seen.groups, mass if self.scope == "running" else None)
-        return online, {**state, "density": density, "excess": excess, "mass": mass, "total": total}
+        online = by_density(weight, seen, seen.groups, counts if self.scope == "running" else None)
+        after = {"density": density, "excess": excess, "counts": counts, "mass": mass, "total": total}
+        return online, {**state, **after}
 
     def _moved(
         self, density: torch.Tensor, excess: torch.Tensor, started: torch.Tensor, met: torch.Tensor

@@ -57,7 +57,8 @@ class KlDro(OnlineRule):
     paper: ClassVar[str] = "Qi et al., TMLR 2023, arXiv 2012.06951 (ABSGD); Levy et al., NeurIPS 2020"
 
     temperature: float | None = Field(
-        default=None, description="lambda, 1 if rho is null too; negative prefers low losses; with rho the least"
+        default=None,
+        description="lambda, 1 if rho is null too; negative prefers low losses; with rho the least",
     )
     rho: float | None = Field(default=None, gt=0.0, description="radius of the KL ball, in nats")
     rate: float = Field(default=0.1, gt=0.0, le=1.0, description="share of the newest batch in the average")

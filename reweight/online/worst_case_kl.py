@@ -15,7 +15,7 @@ from karat.reweight.online.widest import widest
 if TYPE_CHECKING:
     import torch
 
-GRID = 64  # points per round: a round is one pass over [GRID, n], and there are few of them
+GRID = 24  # points per round: a round is one pass over [GRID, n], and there are few of them
 ROUNDS = 4
 NEWTON_STEPS = 3
 
@@ -43,9 +43,7 @@ def depths(losses: torch.Tensor, present: torch.Tensor) -> Depths:
     return Depths((outside - top).masked_fill(~present, 0.0), present, present.sum().to(outside.dtype), top)
 
 
-def kl_weights(
-    losses: torch.Tensor, present: torch.Tensor, temperature: float
-) -> torch.Tensor:
+def kl_weights(losses: torch.Tensor, present: torch.Tensor, temperature: float) -> torch.Tensor:
     """argmax_p <p, l> - lambda KL(p || u): w = n softmax(l / lambda). [n], mean one over `present`.
 
     losses: [n] in nats; present: [n] bool; temperature: lambda in nats, negative for the argmin of

@@ -38,7 +38,7 @@ class Chi2(OnlineRule):
 
     summary: ClassVar[str] = "weight by excess over a level; penalises the variance of the loss"
     formula: ClassVar[str] = (
-        "w_i = s_i n argmax_p <p, l> - temperature D(p),  D(p) = mean (n p - 1)^2 / 2 <= rho;  n p ∝ (l - eta)_+"
+        "w_i = s_i n argmax_p <p, l> - temperature D(p),  D(p) = mean (n p - 1)^2 / 2 <= rho"
     )
     paper: ClassVar[str] = "Levy et al., NeurIPS 2020, arXiv 2010.05893 (chi-square)"
 

@@ -37,9 +37,8 @@ class DoReMi(OnlineRule):
     Paper: Xie, Pham, Dong, Du, Liu, Lu, Liang, Le, Ma, Yu, NeurIPS 2023, arXiv 2305.10429, Algorithm 1.
 
     How public code differs: in sangmichaelxie/doremi a domain's excess is the mean over its tokens, so that
-    long samples count for more; domains that are drawn unevenly are not divided by s_d; k - 1 of k accumulated
-    micro-batches use old weights (`scope="window"` has none); only the first rank knows the weights' history.
-    The smoothing is 1e-3 in its run script and 1e-4 by default. Forks clip after the mean over a domain; or
+    long samples count for more; a sample weighs a_d and not a_d / s_d, right for domains that are drawn alike;
+    k - 1 of k accumulated micro-batches use old weights (`scope="window"` has none). The smoothing is 1e-3 in its run script and 1e-4 by default. Forks clip after the mean over a domain; or
     centre the excess over the domains present, clip it to 5 and give absent domains 0.
     """
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 AT_ONCE = 2**24
-"""Logits that a search looks at together: it needs a few copies of them, and rows are apart from each other."""
+"""Logits that a search looks at together: it needs a few copies of them."""
 
 
 class Tilted(NamedTuple):

@@ -23,9 +23,9 @@ class LdrKl(ElementLoss):
     Formula: lambda log((1/K) sum_k exp(d_k / lambda)) = max_p <p, d> - lambda KL(p || 1/K),
     d_k = z_k - z_y + c [k != y]; lambda is `temperature`, c is `margin`.
     Shapes: logits [N, K], labels [N]; returns [N] in nats, float32 (float64 for float64 logits).
-    c = 0 and lambda = 1 is cross-entropy - log K, so it may be negative. lambda -> 0 is the largest d_k, which
-    is Crammer and Singer's multi-class margin loss; lambda -> infinity is the mean of d_k, which is symmetric
-    and so tolerates label noise.
+    c = 0 and lambda = 1 is cross-entropy - log K, so it may be negative. lambda -> 0 is the largest d_k,
+    which is Crammer and Singer's multi-class margin loss; lambda -> infinity is the mean of d_k, which is
+    symmetric: summed over the labels it is a constant.
 
     Paper: Zhu, Ying, Yang, ICML 2023, Label Distributionally Robust Losses for Multi-class Classification,
     the LDR-KL loss.
@@ -41,7 +41,9 @@ class LdrKl(ElementLoss):
     )
     paper: ClassVar[str] = "Zhu, Ying, Yang, ICML 2023 (LDR-KL)"
 
-    temperature: float = Field(default=1.0, ge=1e-6, description="lambda; large tolerates label noise")
+    temperature: float = Field(
+        default=1.0, ge=1e-6, description="lambda; small is the largest d_k, large the mean"
+    )
     margin: float = Field(default=0.0, ge=0.0, description="c, in nats, demanded of the label's logit")
 
     def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -50,7 +52,7 @@ class LdrKl(ElementLoss):
 
 
 class AldrKl(ElementLoss):
-    """LDR-KL with a temperature of each element's own: lower for the elements far from their label's side.
+    """LDR-KL with a temperature of each element's own, lower the more its logits single out a few labels.
 
     Formula: max_lambda lambda log((1/K) sum_k exp(d_k / lambda)) - (beta / 2) (lambda - lambda_0)^2,
     beta = alpha log K / lambda_0, d_k = z_k - z_y + c [k != y]; lambda_0 is `temperature`, c is `margin`.

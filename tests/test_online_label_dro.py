@@ -103,7 +103,7 @@ def test_shapes_and_types(part: Any, n: int, k: int) -> None:
 
 
 @every
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999), k=st.integers(2, 9), shift=st.integers(-1000, 1000))
 def test_elements_are_apart_and_labels_have_no_order(part: Any, seed: int, k: int, shift: int) -> None:
     logits, labels = batch(4, k, seed=seed)

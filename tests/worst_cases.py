@@ -17,7 +17,7 @@ def worst_case(
     chi2_ball: float | None = None,
     share: float | None = None,
 ) -> tuple[Any, float]:
-    """p and value of max <p, l> - kl KL(p || u) - chi2 D(p); KL <= kl_ball, D <= chi2_ball, p <= 1/(share n)."""
+    """p and value of max <p, l> - kl KL(p || u) - chi2 D(p); KL, D in balls, p <= 1/(share n)."""
     losses = np.asarray(losses, dtype=np.float64)
     n = len(losses)
     p = cp.Variable(n, nonneg=True)

@@ -37,9 +37,10 @@ class DoReMi(OnlineRule):
     Paper: Xie, Pham, Dong, Du, Liu, Lu, Liang, Le, Ma, Yu, NeurIPS 2023, arXiv 2305.10429, Algorithm 1.
 
     How public code differs: in sangmichaelxie/doremi a domain's excess is the mean over its tokens, so that
-    long samples count for more; a sample weighs a_d and not a_d / s_d, right for domains that are drawn alike;
-    k - 1 of k accumulated micro-batches use old weights (`scope="window"` has none). The smoothing is 1e-3 in its run script and 1e-4 by default. Forks clip after the mean over a domain; or
-    centre the excess over the domains present, clip it to 5 and give absent domains 0.
+    long samples count for more; a sample weighs a_d and not a_d / s_d, right for domains drawn alike; k - 1
+    of k accumulated micro-batches use old weights (`scope="window"` has none). The smoothing is 1e-3 in its
+    run script and 1e-4 by default. Forks clip after the mean over a domain; or centre the excess over the
+    domains present, clip it to 5 and give absent domains 0.
     """
 
     kind: ClassVar[str] = "doremi"
@@ -89,12 +90,12 @@ class DoReMi(OnlineRule):
         if seen.groups is None:
             raise WeightError("DoReMi was given no domains", hint="give the rows a group column")
         batch = by_group(seen, seen.groups, len(state["density"]))
-        excess = torch.where(batch.count > 0, batch.mean, state["excess"])
-        mass, counts = state["mass"] + batch.mass, state["counts"] + batch.count
+        excess = torch.where(batch.samples > 0, batch.mean, state["excess"])
+        mass, counts = state["mass"] + batch.mass, state["counts"] + batch.samples
         share = (mass / mass.sum().clamp(min=1e-38)).float()
         started = share if self.start == "sampled" else torch.full_like(share, 1 / len(share))
         density = self._moved(state["density"], excess, started, mass > 0)
-        moved = batch.count.sum() > 0
+        moved = batch.samples.sum() > 0
         density = density.where(moved, state["density"])
         total = state["total"] + (started * density).masked_fill(~moved, 0.0)
         # a_d / s_d: as drawn the density itself, and for uniform starts it is up to the factor 1/k.

@@ -94,11 +94,11 @@ class GroupDro(OnlineRule):
         import torch
 
         batch = by_group(seen, seen.groups, len(state["q"]))
-        met, counts = batch.count > 0, state["counts"] + batch.count
+        met, counts = batch.samples > 0, state["counts"] + batch.samples
         known = state["losses"].where(state["counts"] > 0, batch.mean)
         losses = torch.where(met, known + self.ema * (batch.mean - known), state["losses"])
         size = (counts / counts.sum().clamp(min=1) * state["n_samples"]).clamp(min=1.0)
-        mass = counts if self.scope == "running" else batch.count
+        mass = counts if self.scope == "running" else batch.samples
         q = self._moved(state["q"], losses + self.adjustment / size.sqrt(), mass)
         q = q.where((mass > 0) & met.any(), state["q"])
         weights = by_density(q, seen, seen.groups, counts if self.scope == "running" else None)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class GroupBatch(NamedTuple):
     """A batch by group, [G] each."""
 
-    count: torch.Tensor
+    samples: torch.Tensor
     """Samples taking part, int64."""
     mass: torch.Tensor
     """Sum of their static weights: a row of weight k counts as k copies."""

@@ -80,7 +80,7 @@ def _solution(seen: Depths, rho: float | None, temperature: float) -> tuple[torc
 def _penalised(seen: Depths, temperature: float) -> torch.Tensor:
     """eta with mean (l - eta)_+ = lambda: the projection on the simplex, by sort."""
     ordered, rank, _, total = _sorted(seen)
-    # With eta at the j-th largest loss the mean is (sum of the larger - j l_j) / n; if below lambda, j counts.
+    # With eta at the j-th largest loss the mean is (sum of the larger - j l_j) / n; below lambda, j counts.
     reached = ((total - rank * ordered) / seen.size < temperature) & (rank <= seen.size)
     k = reached.sum().clamp(min=1)
     above = total.take(k - 1) / k

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from karat.reweight.allocate import Prop2Diff as Prop2Diff
     from karat.reweight.allocate import Uniform as Uniform
     from karat.reweight.online import Chain as Chain
-    from karat.reweight.online import Curriculum as OnlineCurriculum  # noqa: F401 - a second name
     from karat.reweight.online import Extremes as Extremes
     from karat.reweight.online import GroupDro as GroupDro
     from karat.reweight.online import ImportanceSampling as ImportanceSampling
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from karat.reweight.online import Schedule as Schedule
     from karat.reweight.online import Static as Static
     from karat.reweight.online import SuperLoss as SuperLoss
+    from karat.reweight.online.curriculum import OnlineCurriculum as OnlineCurriculum
     from karat.reweight.select import Curriculum as Curriculum
     from karat.reweight.select import DeitaDiverse as DeitaDiverse
     from karat.reweight.select import FacilityLocation as FacilityLocation
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 # Two parts are called Curriculum: the selector keeps the name, for it was here first.
 _NAMES = {
     **by_class_name(_ONLINE),
-    "OnlineCurriculum": _ONLINE["curriculum"],
+    "OnlineCurriculum": "karat.reweight.online.curriculum:OnlineCurriculum",
     "Schedule": "karat.reweight.online.schedule:Schedule",
     **by_class_name(_SELECT),
     **by_class_name(_ALLOCATE),

@@ -270,7 +270,9 @@ def test_adding_a_constant_to_all_losses_changes_no_weight(member: Any, losses: 
     assert torch.allclose(a, b, rtol=2e-4, atol=1e-6)
 
 
-def stream(member: Reweighter, steps: int) -> list[tuple[torch.Tensor, ...]]:
+def stream(
+    member: Reweighter, steps: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Batches of losses, static weights, groups and rows, some rows twice over time."""
     draw = torch.Generator().manual_seed(steps)
     batches = []

@@ -36,6 +36,7 @@ def test_values_by_hand() -> None:
 
 
 def test_schedules_must_stay_in_range() -> None:
+    wrong: Any
     for wrong in ({"start": 0, "end": 1, "steps": 3}, {"start": 1, "end": -1, "steps": 3}, 0, -1):
         with pytest.raises(ValidationError):
             LinUpper.model_validate({"temperature": wrong})

@@ -19,17 +19,24 @@ if TYPE_CHECKING:
     from karat.reweight.allocate import Prop2Diff as Prop2Diff
     from karat.reweight.allocate import Uniform as Uniform
     from karat.reweight.online import AldrKl as AldrKl
+    from karat.reweight.online import Chain as Chain
     from karat.reweight.online import Chi2 as Chi2
     from karat.reweight.online import Cvar as Cvar
     from karat.reweight.online import DoReMi as DoReMi
     from karat.reweight.online import Extremes as Extremes
     from karat.reweight.online import GroupDro as GroupDro
+    from karat.reweight.online import ImportanceSampling as ImportanceSampling
+    from karat.reweight.online import InfoBatch as InfoBatch
     from karat.reweight.online import KlDro as KlDro
     from karat.reweight.online import LdrKl as LdrKl
     from karat.reweight.online import LinUpper as LinUpper
     from karat.reweight.online import Quadratic as Quadratic
+    from karat.reweight.online import RobustSmallLoss as RobustSmallLoss
+    from karat.reweight.online import Schedule as Schedule
     from karat.reweight.online import Static as Static
+    from karat.reweight.online import SuperLoss as SuperLoss
     from karat.reweight.online import TempNet as TempNet
+    from karat.reweight.online.curriculum import OnlineCurriculum as OnlineCurriculum
     from karat.reweight.select import Curriculum as Curriculum
     from karat.reweight.select import DeitaDiverse as DeitaDiverse
     from karat.reweight.select import FacilityLocation as FacilityLocation
@@ -42,4 +49,13 @@ if TYPE_CHECKING:
     from karat.reweight.select import Topsis as Topsis
     from karat.reweight.select import VoteK as VoteK
 
-__getattr__ = lazy_members(__name__, by_class_name({**_SELECT, **_ONLINE, **_ELEMENT_LOSSES, **_ALLOCATE}))
+# Two parts are called Curriculum: the selector keeps the name, for it was here first.
+_NAMES = {
+    **by_class_name(_ONLINE),
+    **by_class_name(_ELEMENT_LOSSES),
+    "OnlineCurriculum": "karat.reweight.online.curriculum:OnlineCurriculum",
+    "Schedule": "karat.reweight.online.schedule:Schedule",
+    **by_class_name(_SELECT),
+    **by_class_name(_ALLOCATE),
+}
+__getattr__ = lazy_members(__name__, _NAMES)

@@ -104,6 +104,18 @@ class OnlineRule(Reweighter):
         groups: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, State]:
         """The rule's weights, multiplied onto the static ones, and the state."""
+        online, state = self.online(weights, losses, rows, state, groups)
+        return weights.float() * online, state
+
+    def online(
+        self,
+        weights: torch.Tensor,
+        losses: torch.Tensor,
+        rows: torch.Tensor,
+        state: State,
+        groups: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, State]:
+        """What `update` multiplies onto the static weights, 0 for samples that do not count; the state."""
         if groups is None and self.needs_groups():
             raise WeightError(f"{self.kind} was given no groups", hint="give the rows a group column")
         weights, losses = weights.float(), losses.float()
@@ -121,7 +133,7 @@ class OnlineRule(Reweighter):
         online = self.limited(online, present)[-len(losses) :]
         online = online.where(state["step"] >= self.warmup_steps, online.new_ones(()))
         step = state["step"] + taking_part.any().to(state["step"])
-        return weights * online.masked_fill(~taking_part, 0.0), {**after, "step": step}
+        return online.masked_fill(~taking_part, 0.0), {**after, "step": step}
 
     def limited(self, online: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """The cap, then the floor, which keeps the cap."""

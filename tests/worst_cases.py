@@ -1,4 +1,4 @@
-"""The inner maximisations of distributionally robust optimisation, solved by cvxpy."""
+"""For tests of robust rules: one update, and the inner maximisations solved by cvxpy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 import cvxpy as cp
 import numpy as np
+import torch
+
+from karat.parts import Reweighter
 
 
 def worst_case(
@@ -37,3 +40,12 @@ def worst_case(
     problem = cp.Problem(cp.Maximize(goal), within)
     problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
     return p.value, float(problem.value)
+
+
+def run(rule: Reweighter, losses: Any, groups: Any = None, state: Any = None, static: Any = None) -> Any:
+    """One update: weights and state. Static weights of one and a fresh state unless given."""
+    losses = torch.as_tensor(losses, dtype=torch.float32)
+    static = torch.ones(len(losses)) if static is None else torch.as_tensor(static, dtype=torch.float32)
+    groups = None if groups is None else torch.as_tensor(groups)
+    state = rule.init(100, 3) if state is None else state
+    return rule.update(static, losses, torch.arange(len(losses)), state, groups)

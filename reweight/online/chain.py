@@ -56,6 +56,10 @@ class Chain(OnlineRule):
         """The parts that look at what they are shown, if any does."""
         return tuple(part for part in self.parts if not isinstance(part, Static)) or self.parts
 
+    def environment(self) -> dict[str, str]:
+        """The parts' digests: their code is not among what this class calls by name."""
+        return {str(k): part.digest() for k, part in enumerate(self.parts)}
+
     def needs_groups(self) -> bool:
         """Whether a part does."""
         return any(part.needs_groups() for part in self.parts)

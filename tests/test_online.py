@@ -318,6 +318,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(member: Any) -> None:
 
 
 @every
+def test_no_update_waits_for_the_device(member: Any) -> None:
+    # Tensors on "meta" have no values: whatever asks for one, an item or a boolean index, raises.
+    state = {name: value.to("meta") for name, value in member.init(100, GROUPS).items()}
+    batch = (torch.ones(4), torch.rand(4), torch.arange(4), torch.arange(4) % GROUPS)
+    weights, losses, rows, groups = (value.to("meta") for value in batch)
+    for _ in range(2):
+        weights, state = member.update(weights, losses, rows, state, groups)
+    assert weights.device.type == "meta"
+    assert all(value.device.type == "meta" for value in state.values())
+
+
+@every
 def test_round_trips_and_digests(member: Any) -> None:
     check_round_trips(member, Reweighter)
     assert len(member.digest()) == 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from karat.reweight.online.widest import widest
+from karat.reweight.online.scope import wide
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +66,7 @@ def cvar_density(losses: torch.Tensor, mass: torch.Tensor, alpha: float) -> torc
     order = losses.argsort()
     ascending = losses[order].contiguous()
     zero = mass.new_zeros(1)
-    below = torch.cat([zero, mass[order].cumsum(0)]).to(widest(losses))
+    below = wide(torch.cat([zero, mass[order].cumsum(0)]))
     upto = below[torch.searchsorted(ascending, losses, right=True)]
     tied = upto - below[torch.searchsorted(ascending, losses, right=False)]
     total = below[-1]

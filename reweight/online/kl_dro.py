@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import Field, model_validator
 
 from karat.reweight.online.rule import OnlineRule, Seen
-from karat.reweight.online.scope import softmax_mean_one
-from karat.reweight.online.widest import widest
+from karat.reweight.online.scope import softmax_mean_one, wide
 from karat.reweight.online.worst_case_kl import kl_ball_weights
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ class KlDro(OnlineRule):
         exponents = (outside - reference) / temperature
         if self.scope != "running":
             return softmax_mean_one(exponents, present), state
-        exact = reference.to(widest(losses)) / temperature
+        exact = wide(reference) / temperature
         log_mean = (exponents.exp().sum() / present.sum()).log() + exact
         state = self._averaged(state, log_mean, present.any())
         shift = (exact - state["log_normaliser"].to(exact)).float()

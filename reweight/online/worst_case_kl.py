@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from karat.reweight.online.scope import softmax_mean_one
-from karat.reweight.online.widest import widest
+from karat.reweight.online.scope import softmax_mean_one, wide
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +37,7 @@ def depths(losses: torch.Tensor, present: torch.Tensor) -> Depths:
 
     losses: [n] in nats; present: [n] bool.
     """
-    outside = losses.to(widest(losses)).masked_fill(~present, -float("inf"))
+    outside = wide(losses).masked_fill(~present, -float("inf"))
     top = outside.max().nan_to_num(neginf=0.0)
     return Depths((outside - top).masked_fill(~present, 0.0), present, present.sum().to(outside.dtype), top)
 

@@ -77,8 +77,9 @@ def _upper_quantile(
 ) -> torch.Tensor:
     """The (k + 1)-th largest of `below`, k = floor(alpha n), or the least if k = n; scalar."""
     ordered = below.masked_fill(~present, -float("inf")).sort(descending=True).values
-    # 0.29 * 100 is 28.999...96 in binary, and its floor one too few.
-    k = (size * alpha + 1e-12).floor().long()
+    # 0.29 * 100 is 28.999...96 in binary, and its floor one too few. That does not matter here: the 29th is
+    # then the one at the quantile, and what is left for it is 1/alpha as well.
+    k = (size * alpha).floor().long()
     return ordered.take(k.minimum(present.sum() - 1).clamp(min=0))
 
 

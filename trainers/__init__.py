@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from karat.trainers.curriculum import CurriculumSampler as CurriculumSampler
     from karat.trainers.curriculum import curriculum_sampler as curriculum_sampler
     from karat.trainers.follow import follow_curriculum as follow_curriculum
+    from karat.trainers.pruned import PrunedSampler as PrunedSampler
 
 __getattr__ = lazy_members(
     __name__,
     {
         "CurriculumSampler": "karat.trainers.curriculum:CurriculumSampler",
+        "PrunedSampler": "karat.trainers.pruned:PrunedSampler",
         "ReweightCallback": "karat.trainers.callback:ReweightCallback",
         "curriculum_sampler": "karat.trainers.curriculum:curriculum_sampler",
         "follow_curriculum": "karat.trainers.follow:follow_curriculum",

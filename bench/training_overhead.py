@@ -219,8 +219,8 @@ def page(
         "",
         f"`python bench/training_overhead.py {' '.join(sys.argv[1:])}`".replace(" `", "`") + ": a Llama, "
         f"layers × width {wanted.layers} × {wanted.width} with a vocabulary of {wanted.vocabulary:,}, "
-        f"batches of {wanted.batch} rows of {wanted.length} tokens (logits of {logits:.0f} MiB in float32), AdamW, "
-        f"{'bfloat16' if gpu else 'float32'}, logged every step; {machine}, Python "
+        f"batches of {wanted.batch} rows of {wanted.length} tokens (logits of {logits:.0f} MiB in float32), "
+        f"AdamW, {'bfloat16' if gpu else 'float32'}, logged every step; {machine}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"{time.strftime('%Y-%m-%d')}.",
         "",

@@ -129,7 +129,7 @@ class Accumulation:
             torch.cat([nothing.long(), *(one.rows.to(nothing.device) for one in samples)]),
             groups,
         )
-        return list(weights.split([len(one.static) for one in samples]))
+        return list(torch.split(weights, [len(one.static) for one in samples]))
 
     @torch.no_grad()
     def _divide_by(self, counts: list[torch.Tensor]) -> None:

@@ -13,9 +13,10 @@ from karat.reweight.online.static import Static
 from karat.trainers.accumulate import Accumulation
 from karat.trainers.figures import Figures
 from karat.trainers.loss import Reduction
+from karat.trainers.model_losses import ModelLosses
 from karat.trainers.ranks import Ranks, device_of
 from karat.trainers.samples import unload
-from karat.trainers.scored import LossesOf, ModelLosses
+from karat.trainers.scored import LossesOf
 from karat.trainers.weigher import Weigher
 
 

@@ -29,10 +29,9 @@ class Ranks:
             self.most, self.fewest = int(counts.max()), int(counts.min())
         if self.most == 0:
             raise WeightError("there is no batch to step on")
-        wrapped = isinstance(model, DistributedDataParallel)
-        self.module: Any = model.module if wrapped else model
+        self.module = without_ddp(model)
         # DDP reduces within a backward pass, and waits for ever for a rank that has none.
-        self.by_ddp = wrapped and self.fewest > 0
+        self.by_ddp = self.module is not model and self.fewest > 0
         self.model = model if self.by_ddp else self.module
 
     def quiet(self, last: bool) -> AbstractContextManager[Any]:
@@ -59,3 +58,13 @@ def device_of(model: Any) -> torch.device:
     """Where the model is; the CPU if it has no parameters."""
     parameter = next(iter(model.parameters()), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def without_ddp(model: Any) -> Any:
+    """The module inside DistributedDataParallel, or the model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def rank() -> int:
+    """This process's number among those that train together; 0 without torch.distributed."""
+    return torch.distributed.get_rank() if distributed.world_size() > 1 else 0

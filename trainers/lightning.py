@@ -91,7 +91,7 @@ class ReweightLightning(Callback):  # type: ignore[misc, unused-ignore]  # Any w
         _check(trainer, pl_module, self.reweighter, self.n_groups)
         n_samples = self.n_samples
         if n_samples is None:
-            rows = getattr(trainer.train_dataloader, "dataset", None)
+            rows: Any = getattr(trainer.train_dataloader, "dataset", None)
             n_samples = len(rows) if hasattr(rows, "__len__") else 0
         fresh, loaded = self.reweighter.init(n_samples, self.n_groups), self._loaded
         if loaded is not None and _shapes(loaded) != _shapes(fresh):
@@ -116,7 +116,8 @@ class ReweightLightning(Callback):  # type: ignore[misc, unused-ignore]  # Any w
         if self._divided:
             loss = weighted(kept, weights, distributed.total(self._count).clamp(min=1), self.reduction)
             return loss if world == 1 else loss * world
-        return weighted(kept, weights, 1.0, self.reduction) * (world * accumulated)
+        factor: int = world * accumulated
+        return weighted(kept, weights, 1.0, self.reduction) * factor
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Divide by the scored tokens, or samples, of the step, and log its figures."""
@@ -152,9 +153,10 @@ class ReweightLightning(Callback):  # type: ignore[misc, unused-ignore]  # Any w
 
 def _check(trainer: Any, module: Any, reweighter: Reweighter, n_groups: int) -> None:
     name = type(module).__name__
+    by_hand = not module.automatic_optimization
     if not isinstance(module, Weighted):
         raise WeightError("has no self.karat", where=name, hint="class Net(Weighted, LightningModule)")
-    if not module.automatic_optimization:
+    if by_hand:
         raise WeightError(
             "optimizes by hand", where=name, hint="call karat.trainers.weighted_step in its training_step"
         )

@@ -81,7 +81,7 @@ def fit(
 
     folder: where the newest checkpoint is kept; a run that finds one goes on from it, and ends with the
     bits of a run that was never stopped. For this, Python's, numpy's and torch's random states are seeded
-    in every step by (seed, step, here), and put back at the end, as are the modules' training modes. Rows
+    in every step by (seed, step, rank), and put back at the end, as are the modules' training modes. Rows
     that draw random numbers in worker processes are outside this promise.
 
     On several ranks every one calls it; wrap the model in DistributedDataParallel, or give all ranks the

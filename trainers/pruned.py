@@ -30,7 +30,8 @@ class PrunedSampler(torch.utils.data.Sampler[int]):
     data, (1/|S|) sum_S (|S|/N) w_i g_i = (1/N) sum_S w_i g_i. Public code leaves |S|/N out, which lengthens
     each step by its inverse, while an epoch has that many fewer steps.
     The draw of an epoch is made when its iteration starts, with the losses of the last time each row was
-    trained on, by `InfoBatch.drawn`: a function of (seed, row, visit). The order is a hash of (seed, row, epoch).
+    trained on, by `InfoBatch.drawn`: a function of (seed, row, visit). The order is one of (seed, row,
+    epoch).
 
     n_rows: rows of the data set. `state_dict` and `load_state_dict` go into a checkpoint between epochs.
     With several processes each has to be given the losses of all. Raises WeightError for rows of the wrong

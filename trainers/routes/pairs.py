@@ -142,7 +142,8 @@ class Pairs(Route):
         else:
             raise WeightError("DPOTrainer's reference model was not called", where="DPOTrainer")
         chosen, rejected = (policy - reference.to(policy)).float().chunk(2)
-        beta, kind, share = self.trainer.beta, self.trainer.loss_types[0], self.trainer.loss_weights[0]
+        kind: str = self.trainer.loss_types[0]
+        beta, share = float(self.trainer.beta), float(self.trainer.loss_weights[0])
         if kind == "sigmoid":
             return -functional.logsigmoid(beta * (chosen - rejected)) * share
         if kind == "hinge":

@@ -148,5 +148,6 @@ class Pairs(Route):
             return -functional.logsigmoid(beta * (chosen - rejected)) * share
         if kind == "hinge":
             return torch.relu(1 - beta * (chosen - rejected)) * share
-        lengths = inputs["completion_mask"].sum(dim=1).clamp(min=1).chunk(2)
+        mask: torch.Tensor = inputs["completion_mask"]
+        lengths = mask.sum(dim=1).clamp(min=1).chunk(2)
         return (chosen / lengths[0] - rejected / lengths[1] - 1 / (2 * beta)).square() * share

@@ -31,7 +31,8 @@ def item_stage(
         if found is None:
             raise StoreError("what was measured cannot be read back", where=str(folder))
         columns = join(scorer, found, view).drop("id")
-        record.items[scorer.kind] = dict(found.facts)
+        if found.facts or found.tables:  # what has neither is nothing for the report to show
+            record.items[scorer.kind] = dict(found.facts)
         record.warnings += [f"{scorer.kind}: {n}" for n in (*found.notes, *coverage(scorer, found, view))]
         _show(found, out / scorer.kind)
         how = "measured" if timing.computed else "in the store"

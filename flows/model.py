@@ -1,4 +1,4 @@
-"""The trained model of a run, where the user and other configs find it: `model/` in the run's folder."""
+"""The trained model of a run and its ledger, where the user and other configs find them: in its folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 import shutil
 from pathlib import Path
 
+from karat.ledger_file import RUN_FILE
 from karat.scorers.model.files import PATTERNS
-from karat.store import read_json, replacing_folder, write_json
+from karat.store import read_json, replacing, replacing_folder, write_json
 
 MARK = "karat.json"
 """File that says that the folder is karat's own; a folder without it is the user's and stays."""
@@ -32,4 +33,18 @@ def keep_model(trained: Path | None, folder: Path, seed: int = 0) -> bool:
             except OSError:
                 shutil.copy2(path, fresh / path.name)
         write_json({"arm": "selection", "seed": seed}, fresh / MARK)
+    return True
+
+
+def keep_ledger(trained: Path | None, path: Path) -> bool:
+    """Put the ledger of a trained model at `path`, or with None take away that of an earlier run.
+
+    Returns whether it is there: models that were trained by an older version have none.
+    """
+    found = None if trained is None else trained / RUN_FILE
+    if found is None or not found.is_file():
+        path.unlink(missing_ok=True)
+        return False
+    with replacing(path) as temporary:
+        shutil.copyfile(found, temporary)
     return True

@@ -13,13 +13,14 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from karat.alarms import alarms
 from karat.config import Config, Loaded, load_config
 from karat.flows.items import clear_items
-from karat.flows.model import keep_model
+from karat.flows.model import keep_ledger, keep_model
 from karat.flows.score import score_stage
 from karat.flows.select import export_stage, select_stage
 from karat.flows.stale import claim
 from karat.flows.synthesize import synthesize_stage
 from karat.flows.train import train_stage
 from karat.inputs import Inputs, check_folders, gather, run_key
+from karat.ledger_file import RUN_FILE
 from karat.length_correlation import length_correlations
 from karat.measured import item_scorers
 from karat.reasons import kind_of_reason
@@ -72,6 +73,7 @@ def _stages(loaded: Loaded, store: Store, record: Record) -> dict[str, Any]:
         training = train_stage(config, inputs, selection, store, record)
     else:
         keep_model(None, config.out / MODEL)
+        keep_ledger(None, config.out / RUN_FILE)
     done = _facts(config, inputs, selection, training, record) | {"synthesis": synthesis}
     with record.stage("report"):
         # The report reads run.json; without a key it is the record of an unfinished run.

@@ -14,9 +14,10 @@ import polars as pl
 from prefect import task
 
 from karat.config import Config
-from karat.flows.model import keep_model
+from karat.flows.model import keep_ledger, keep_model
 from karat.flows.tasks import as_finished, plain
 from karat.inputs import Inputs
+from karat.ledger_file import RUN_FILE
 from karat.progress import current
 from karat.record import MODEL, Record, versions
 from karat.reweight.select.columns import measurement
@@ -112,9 +113,13 @@ def train_stage(
         current().finish("train", timing.note)
     # The first arm is the selection with its first seed.
     kept = keep_model(folders[0], config.out / MODEL, planned[0].seed)
+    told = keep_ledger(folders[0], config.out / RUN_FILE)
     results = [ArmResult.read(folder) for folder in folders]
     complete = [(arm, result) for arm, result in zip(planned, results, strict=True) if result]
-    return summary(settings, complete) | {"folder": MODEL if kept else None}
+    return summary(settings, complete) | {
+        "folder": MODEL if kept else None,
+        "ledger": RUN_FILE if told else None,
+    }
 
 
 def _done(folder: Path) -> bool:

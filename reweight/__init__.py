@@ -17,12 +17,19 @@ from karat.reweight.select import MEMBERS as _SELECT
 if TYPE_CHECKING:
     from karat.reweight.allocate import Prop2Diff as Prop2Diff
     from karat.reweight.allocate import Uniform as Uniform
+    from karat.reweight.online import Chain as Chain
+    from karat.reweight.online import Curriculum as OnlineCurriculum  # noqa: F401 - a second name
     from karat.reweight.online import Extremes as Extremes
     from karat.reweight.online import GroupDro as GroupDro
+    from karat.reweight.online import ImportanceSampling as ImportanceSampling
+    from karat.reweight.online import InfoBatch as InfoBatch
     from karat.reweight.online import KlDro as KlDro
     from karat.reweight.online import LinUpper as LinUpper
     from karat.reweight.online import Quadratic as Quadratic
+    from karat.reweight.online import RobustSmallLoss as RobustSmallLoss
+    from karat.reweight.online import Schedule as Schedule
     from karat.reweight.online import Static as Static
+    from karat.reweight.online import SuperLoss as SuperLoss
     from karat.reweight.select import Curriculum as Curriculum
     from karat.reweight.select import DeitaDiverse as DeitaDiverse
     from karat.reweight.select import FacilityLocation as FacilityLocation
@@ -35,4 +42,12 @@ if TYPE_CHECKING:
     from karat.reweight.select import Topsis as Topsis
     from karat.reweight.select import VoteK as VoteK
 
-__getattr__ = lazy_members(__name__, by_class_name({**_SELECT, **_ONLINE, **_ALLOCATE}))
+# Two parts are called Curriculum: the selector keeps the name, for it was here first.
+_NAMES = {
+    **by_class_name(_ONLINE),
+    "OnlineCurriculum": _ONLINE["curriculum"],
+    "Schedule": "karat.reweight.online.schedule:Schedule",
+    **by_class_name(_SELECT),
+    **by_class_name(_ALLOCATE),
+}
+__getattr__ = lazy_members(__name__, _NAMES)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from karat.scorers.ifd import Ifd as Ifd
     from karat.scorers.irt.irt import Irt as Irt
     from karat.scorers.judge import Judge as Judge
+    from karat.scorers.ledger import TrainingLedger as TrainingLedger
     from karat.scorers.length import Length as Length
     from karat.scorers.length_control import LengthControl as LengthControl
     from karat.scorers.loss import Loss as Loss
@@ -53,6 +54,7 @@ MEMBERS = {
     "judge": "karat.scorers.judge:Judge",
     "embedding": "karat.scorers.embedding:Embedding",
     "reward_model": "karat.scorers.reward_model:RewardModel",
+    "ledger": "karat.scorers.ledger:TrainingLedger",
     "length": "karat.scorers.length:Length",
     "length_control": "karat.scorers.length_control:LengthControl",
     "nearest_embedding": "karat.scorers.nearest_embedding:NearestEmbedding",

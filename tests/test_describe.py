@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from karat.describe import catalogue, find, settings_of
+from karat.describe import catalogue, find, find_all, settings_of
 from karat.errors import ConfigError
 
 
@@ -23,7 +23,7 @@ def test_no_setting_shows_a_module_path_or_python_types() -> None:
         ("top_k", "budget", "budget", "required"),
         ("top_k", "quota", "{name: budget} or budget", "null"),
         ("top_k", "largest", "true or false", "true"),
-        ("lin_upper", "temperature", "number > 0", "1.0"),
+        ("lin_upper", "temperature", "number > 0 or schedule", "1.0"),
         ("lin_upper", "warmup_steps", "whole number ≥ 0", "0"),
     ],
 )
@@ -56,3 +56,12 @@ def test_summaries_are_of_one_form() -> None:
     for part in (part for parts in catalogue().values() for part in parts):
         assert not part.summary.endswith("."), part
         assert part.summary[0].islower() or part.summary[:2].isupper(), part
+
+
+def test_a_name_of_two_contracts_shows_both() -> None:
+    for name in ("curriculum", "Curriculum"):
+        assert [part.__module__.rpartition(".")[0] for part in find_all(name)] == [
+            "karat.reweight.select",
+            "karat.reweight.online",
+        ]
+    assert find("curriculum").__module__ == "karat.reweight.select.curriculum"

@@ -7,28 +7,20 @@ and one more, before the first of them is trained on.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from karat.errors import WeightError
+from karat.trainers.facts import Facts, Lengths, Numbered, row_of
 
 KEY = "karat"
 """Name under which rows, weights and groups travel in a batch."""
 
 PACKING_HINT = (
-    "turn packing and padding-free batches off, so that one entry of the batch is one row; "
-    "rows packed before training are fine"
+    "packed and padding-free batches need TRL's SFTTrainer, or a collator that keeps the rows in order and "
+    "whole; rows packed before training are one sample each"
 )
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """A row of the data set with its position."""
-
-    row: Any
-    index: int
 
 
 class NumberedRows(torch.utils.data.Dataset[Numbered]):
@@ -62,74 +54,114 @@ class Collate:
     weight 0 must be gone before that, to be absent and not merely multiplied by 0.
     """
 
-    def __init__(
-        self,
-        inner: Callable[[list[Any]], Any],
-        weights: torch.Tensor | None,
-        groups: torch.Tensor | None,
-        drop: frozenset[str],
-        unread: frozenset[str] = frozenset(),
-    ) -> None:
-        """drop: columns to keep from the user's collator; unread: names whose absence means weight 1."""
-        self.inner, self.weights, self.groups, self.drop, self.unread = inner, weights, groups, drop, unread
+    def __init__(self, inner: Callable[[list[Any]], Any], facts: Facts, pairs: bool = False) -> None:
+        """pairs: whether an entry is one side of a pair, and the loss is not one of labels."""
+        self.inner, self.facts, self.pairs = inner, facts, pairs
 
-    def __call__(self, features: list[Numbered]) -> Any:
+    def __call__(self, features: list[Any]) -> Any:
         """The user's batch, with its cargo under KEY."""
-        for feature in features:
-            self._no_surprise(feature)
-        batch = self.inner([self._without_columns(feature.row) for feature in features])
+        found = self.facts.batch(features)
+        rows = [self._without_columns(row_of(feature)) for feature in features]
+        batch = self.inner(rows)
         if not isinstance(batch, MutableMapping):
             raise WeightError(
                 f"the collator returns {type(batch).__name__}, which cannot carry weights",
                 hint="return a dictionary",
             )
-        rows = torch.tensor([feature.index for feature in features], dtype=torch.int64)
-        weights = torch.ones(len(rows)) if self.weights is None else self.weights[rows]
-        self._mask(batch, weights)
-        batch[KEY] = {"rows": rows, "weights": weights}
-        if self.groups is not None:
-            batch[KEY]["groups"] = self.groups[rows]
+        lengths = found.lengths or flattened(rows, batch)
+        segments = None if self.pairs else self._masked(batch, found.weights == 0, lengths)
+        if segments is not None:
+            self._same_tokens(rows, batch)
+        cargo = {"rows": found.rows, "weights": found.weights}
+        optional = {"groups": found.groups, "segments": segments, "ids": found.ids}
+        batch[KEY] = cargo | {name: value for name, value in optional.items() if value is not None}
         return batch
-
-    def _no_surprise(self, feature: Numbered) -> None:
-        """Columns were looked for in the first row; a later one must not bring a weight that nobody reads."""
-        found = isinstance(feature.row, Mapping) and not self.unread.isdisjoint(feature.row)
-        if found:
-            name = min(self.unread.intersection(feature.row))
-            raise WeightError(
-                f"row {feature.index} has a {name!r} and the first row has none",
-                where=f"column {name!r}",
-                hint="give every row one, or say ReweightCallback(weight=None)",
-            )
 
     def _without_columns(self, row: Any) -> Any:
         """A row without the columns that are karat's; most collators choke on them, or models do."""
-        if isinstance(row, Mapping) and not self.drop.isdisjoint(row):
-            return {name: value for name, value in row.items() if name not in self.drop}
+        if isinstance(row, Mapping) and not self.facts.drop.isdisjoint(row):
+            return {name: value for name, value in row.items() if name not in self.facts.drop}
         return row
 
-    def _mask(self, batch: MutableMapping[str, Any], weights: torch.Tensor) -> None:
-        absent = weights == 0
+    def _masked(
+        self, batch: MutableMapping[str, Any], absent: torch.Tensor, lengths: Lengths | None
+    ) -> torch.Tensor | None:
+        """Masks labels of absent samples; returns each token's sample, where entries are no samples."""
+        segments: torch.Tensor | None = None
         for name in ("labels", "shift_labels"):
             labels = batch.get(name)
             if labels is None:
                 continue
-            if not isinstance(labels, torch.Tensor):
+            self._check(labels, name, len(absent) if lengths is None else len(lengths), lengths)
+            hidden = absent
+            if lengths is not None:
+                # A shifted label belongs to the sample of its token, one place further right.
+                owner = owners(lengths, labels.shape, shifted=name == "shift_labels")
+                segments = owners(lengths, labels.shape)
+                hidden = torch.cat([absent, absent.new_zeros(1)])[owner]
+            if absent.any():
+                labels = labels.clone()
+                labels[hidden] = -100
+                batch[name] = labels
+        return segments
+
+    def _check(self, labels: Any, name: str, entries: int, lengths: Lengths | None) -> None:
+        if not isinstance(labels, torch.Tensor):
+            raise WeightError(
+                f"the collator returns {name} as {type(labels).__name__}, which the Trainer cannot count",
+                hint="return a tensor",
+            )
+        whole = labels.ndim > 0 and labels.shape[0] == entries
+        if lengths is not None:
+            flat = labels.ndim == 2 and labels.shape[0] == 1
+            needed = sum(map(sum, lengths)) if flat else max(map(sum, lengths))
+            whole = labels.ndim == 2 and (flat or whole) and labels.shape[1] >= needed
+        if not whole:
+            raise WeightError(
+                f"{entries} rows were collated into {name} of shape {list(labels.shape)}: which "
+                "token is whose row's is lost",
+                where=f"collator {type(self.inner).__name__}",
+                hint=PACKING_HINT,
+            )
+
+    def _same_tokens(self, rows: list[Any], batch: Mapping[str, Any]) -> None:
+        """Tokens of several samples in one entry are told apart by their place, so that has to be right."""
+        tokens, texts = batch["input_ids"], [list(row["input_ids"]) for row in rows]
+        if tokens.shape[0] == 1:
+            texts = [[token for text in texts for token in text]]
+        for found, expected in zip(tokens, texts, strict=True):
+            if found[: len(expected)].tolist() != expected:
                 raise WeightError(
-                    f"the collator returns {name} as {type(labels).__name__}, which the Trainer cannot count",
-                    hint="return a tensor",
-                )
-            if labels.ndim == 0 or labels.shape[0] != len(weights):
-                raise WeightError(
-                    f"{len(weights)} rows were collated into {name} of shape {list(labels.shape)}: which "
-                    "token is whose row's is lost",
+                    "the collator moves tokens, so which token is whose row's is lost",
                     where=f"collator {type(self.inner).__name__}",
                     hint=PACKING_HINT,
                 )
-            if absent.any():
-                labels = labels.clone()
-                labels[absent] = -100
-                batch[name] = labels
+
+
+def flattened(rows: list[Any], batch: Mapping[str, Any]) -> Lengths | None:
+    """Tokens of each row where the collator has written several rows one after the other into one entry."""
+    tokens = batch.get("input_ids")
+    if len(rows) < 2 or not isinstance(tokens, torch.Tensor) or tokens.ndim != 2 or tokens.shape[0] != 1:
+        return None
+    if not all(isinstance(row, Mapping) and "input_ids" in row for row in rows):
+        return None
+    return tuple((len(row["input_ids"]),) for row in rows)
+
+
+def owners(lengths: Lengths, shape: torch.Size | tuple[int, int], shifted: bool = False) -> torch.Tensor:
+    """The sample of each token of a batch of `shape`: one row per entry, or all entries in one row.
+
+    Tokens stand at the left and padding, which is nobody's and gets the number of samples, at the right.
+    shifted: the tokens are one place further left, each row's first is gone.
+    """
+    counts = torch.tensor([count for entry in lengths for count in entry])
+    flat = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    rows = [flat] if shape[0] == 1 else list(flat.split([sum(entry) for entry in lengths]))
+    result = torch.full(tuple(shape), len(counts), dtype=torch.int64)
+    for i, row in enumerate(rows):
+        row = row[1:] if shifted else row
+        result[i, : len(row)] = row
+    return result
 
 
 def base_loader(loader: Any) -> Any:
@@ -143,23 +175,24 @@ def rows_of(loader: Any) -> Any:
     return dataset.dataset if isinstance(dataset, NumberedRows) else dataset
 
 
-def attach(
-    loader: Any,
-    weights: torch.Tensor | None,
-    groups: torch.Tensor | None,
-    drop: frozenset[str],
-    unread: frozenset[str] = frozenset(),
-) -> Callable[[], None]:
+def is_stream(rows: Any) -> bool:
+    """Whether its rows have no number."""
+    return isinstance(rows, torch.utils.data.IterableDataset) or not hasattr(rows, "__len__")
+
+
+def attach(loader: Any, facts: Facts, pairs: bool = False) -> Callable[[], None]:
     """Make the loader's batches carry rows, weights and groups; returns what undoes it."""
     base = base_loader(loader)
     dataset, collate = base.dataset, base.collate_fn
-    if isinstance(dataset, NumberedRows):
+    if isinstance(collate, Collate):
         raise WeightError(
-            "two ReweightCallbacks are in one Trainer", hint="keep one; a row has one weight in a step"
+            "two ReweightCallbacks are in one Trainer",
+            hint="keep one; Chain([...]) composes reweighters, and a row has one weight in a step",
         )
-    # DataLoader refuses `dataloader.dataset = ...`; its __dict__ does not.
-    base.__dict__["dataset"] = NumberedRows(dataset)
-    base.collate_fn = Collate(collate, weights, groups, drop, unread)
+    if not is_stream(dataset):
+        # DataLoader refuses `dataloader.dataset = ...`; its __dict__ does not.
+        base.__dict__["dataset"] = NumberedRows(dataset)
+    base.collate_fn = Collate(collate, facts, pairs)
 
     def undo() -> None:
         base.__dict__["dataset"] = dataset

@@ -31,6 +31,8 @@ class Blocks:
     """Stage of every block, where rows have one."""
     ids: pl.Series | None = None
     """The number of the block in its row, a space, and the row's id, beside `stages`."""
+    of_row: pl.Series | None = None
+    """Id of the row of every block, where rows have ids."""
 
 
 def blocks(lm: LanguageModel, rows: pl.DataFrame, max_length: int) -> Blocks:
@@ -63,6 +65,8 @@ def blocks(lm: LanguageModel, rows: pl.DataFrame, max_length: int) -> Blocks:
     flat = pl.Series("input_ids", [part for parts in lists for part in parts], dtype=pl.List(pl.Int32))
     data = datasets.Dataset(table.insert_column(0, flat).to_arrow())
     made = Blocks(data, chosen.height, {k: n for k, n in left_out.items() if n}, int((copies > 1).sum()))
+    if "id" in chosen.columns:
+        made = replace(made, of_row=chosen["id"].repeat_by(copies).explode())
     return _staged(made, chosen, copies) if "stage" in chosen.columns else made
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from karat.errors import WeightError
-from karat.trainers.attach import rows_of
 from karat.trainers.loss import FAMILIES, Family
 
 
@@ -53,50 +52,50 @@ def check_arguments(args: Any, trainer: Any | None) -> None:
         )
 
 
-def check_rows(loader: Any) -> None:
-    """Refuse data sets whose rows have no number."""
-    rows = rows_of(loader)
-    if isinstance(rows, torch.utils.data.IterableDataset) or not hasattr(rows, "__len__"):
+def check_trainer(trainer: Any | None) -> None:
+    """Refuse trainers of TRL whose loss is made of something else than labels or pairs."""
+    if trainer is None or is_trl(trainer, "SFTTrainer") or is_trl(trainer, "DPOTrainer"):
+        return
+    foreign = [cls.__name__ for cls in type(trainer).__mro__ if cls.__module__.startswith("trl.")]
+    if foreign:
         raise WeightError(
-            f"{type(rows).__name__} is a stream: its rows have no number by which to find their weight",
-            hint="use a map-style data set, such as datasets.Dataset, or write the stream to disk first",
+            f"karat does not know where {foreign[0]} computes the loss of a sample",
+            hint="of TRL it knows SFTTrainer and DPOTrainer",
         )
 
 
-def check_model(base: Any, args: Any) -> Family:
-    """The per-sample form of the model's loss, or a refusal."""
-    name = type(base).__name__
+def is_trl(trainer: Any, name: str) -> bool:
+    """Whether it is this trainer of TRL, or a subclass."""
+    return any(cls.__name__ == name and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__)
+
+
+def check_head(base: Any, args: Any) -> None:
+    """Refuse fused losses that return one number for the whole batch."""
     forward = inspect.unwrap(base.forward)
     module = str(getattr(forward, "__module__", ""))
-    if getattr(args, "use_liger_kernel", False) or module.startswith("liger_kernel"):
+    liger = getattr(args, "use_liger_kernel", False)
+    fused = (getattr(args, "liger_kernel_config", None) or {}).get("fused_linear_cross_entropy", True)
+    if (liger and fused) or module.startswith("liger_kernel"):
         raise WeightError(
             "Liger's fused loss returns one number for the whole batch, so single samples cannot be weighted",
-            where=name,
+            where=type(base).__name__,
             hint="set use_liger_kernel=False, or patch with fused_linear_cross_entropy=False",
         )
+
+
+def family_of(base: Any) -> Family | None:
+    """The per-sample form of the loss that the model calls through its hook; None: it has no known hook."""
     loss = getattr(base, "loss_function", None)
-    if loss is None:
-        raise WeightError(
-            "the model has no loss_function to weight",
-            where=name,
-            hint="use a transformers model with a head, such as AutoModelForCausalLM",
-        )
-    if loss not in FAMILIES:
-        known = ", ".join(sorted(family.__name__ for family in FAMILIES))
-        raise WeightError(
-            f"its loss {getattr(loss, '__name__', loss)!r} is not known per sample",
-            where=name,
-            hint=f"known: {known}",
-        )
-    return FAMILIES[loss]
+    return None if loss is None else FAMILIES.get(loss)
 
 
 def no_loss_call(base: Any) -> WeightError:
-    """The model's forward returned without having called its loss hook."""
+    """The model's forward neither called its loss hook nor returned what the loss is computed from."""
     return WeightError(
-        "the model computes its loss without calling self.loss_function, so no weight reaches it",
+        "the model computes its loss without calling self.loss_function, and returns no `logits` and `loss` "
+        "to compute it from, so no weight reaches it",
         where=type(base).__name__,
-        hint="use a head that calls the hook, such as LlamaForCausalLM or GPT2LMHeadModel",
+        hint="use a head that calls the hook, such as LlamaForCausalLM, or return a dictionary with both",
     )
 
 
@@ -115,6 +114,15 @@ def nothing_weighted() -> WeightError:
         "no batch of this step carried its row numbers to the model, so it would be trained without weights",
         hint="an overridden get_train_dataloader, compute_loss or training_step drops the batch's "
         "'karat' entry; pass it on to the model",
+    )
+
+
+def some_unweighted(weighted: int, batches: int) -> WeightError:
+    """A part of a window's micro-batches went by without weights."""
+    return WeightError(
+        f"{weighted} of the {batches} micro-batches of this step were weighted",
+        hint="an overridden training_step or compute_loss runs some of them more often, or past the model's "
+        "hooks; every micro-batch has to go through the model once",
     )
 
 

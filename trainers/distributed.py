@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import torch
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -45,3 +49,17 @@ def largest(values: torch.Tensor) -> torch.Tensor:
         values = values.clone()
         torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
     return values
+
+
+def rank() -> int:
+    """Number of this rank; 0 without torch.distributed."""
+    return torch.distributed.get_rank() if world_size() > 1 else 0
+
+
+def gather_objects(own: T) -> list[T]:
+    """What every rank has, by rank: plain Python, for what is no tensor and is told once."""
+    if world_size() == 1:
+        return [own]
+    parts: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(parts, own)
+    return parts

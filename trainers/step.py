@@ -3,65 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from karat.errors import WeightError
-from karat.reweight.online.static import Static
-from karat.trainers import checks, distributed
+from karat.trainers import distributed
 from karat.trainers.attach import KEY
-from karat.trainers.loss import Family, Losses, Reduction, causal, weighted
+from karat.trainers.cargo import Cargo
+from karat.trainers.loss import Losses, Reduction, Scoring, weighted
 from karat.trainers.record import Record
+from karat.trainers.reference import Reference
+from karat.trainers.routes.log_probs import LogProbs, is_fused
+from karat.trainers.window import Window
 
 if TYPE_CHECKING:
-    from karat.parts import Reweighter, State
-
-_ABSENT = object()
-
-
-@dataclass
-class Cargo:
-    """What came along with one micro-batch."""
-
-    rows: torch.Tensor
-    static: torch.Tensor
-    groups: torch.Tensor | None
-    n_items: Any
-    """The Trainer's count of scored places in the window over all ranks, or None."""
-    weights: torch.Tensor | None = field(default=None)
-    """Set when the loss is first computed; None afterwards means that the model never called its loss."""
+    from karat.parts import ElementLoss
+    from karat.trainers.routes.route import Route
+    from karat.trainers.weigher import Weigher
 
 
 class WeightedStep:
-    """Hooks on a model that weight its training loss.
-
-    The loss function is exchanged on entering the forward pass with a batch that carries its rows, and
-    put back on leaving it. So evaluation, generation and anybody else's calls see the stock model, also
-    after an exception has ended the training.
-    """
+    """Hooks on a model that weight its training loss, by the route that fits the model and its trainer."""
 
     def __init__(
         self,
         model: Any,
-        family: Family,
-        reweighter: Reweighter,
-        state: State,
+        route: Route,
+        weigher: Weigher,
         reduction: Reduction,
         averaged_over_ranks: bool,
+        exact: bool = True,
+        element: ElementLoss | None = None,
+        reference: Reference | None = None,
+        fused: LogProbs | None = None,
     ) -> None:
-        self.model, self.base, self.family = model, checks.unwrapped(model), family
-        self.reweighter, self.state, self.reduction = reweighter, state, reduction
-        self.averaged_over_ranks = averaged_over_ranks
+        """exact: whether the accumulated step is one mean where the stock trainer takes a mean of means."""
+        self.model, self.route, self.weigher, self.reduction = model, route, weigher, reduction
+        self.averaged_over_ranks, self.exact, self.reference = averaged_over_ranks, exact, reference
+        self.measure = weigher.reweighter.measure()
+        self.scoring = Scoring(element, self.measure == "gradient_norm")
+        self.fused = fused
         self.record = Record(reduction)
+        self.window = Window()
         self.batches = 0
         """Weighted micro-batches since the last optimizer step."""
-        self.window_samples: torch.Tensor | None = None
-        self.window_batches = 1
-        self._loss: Callable[..., torch.Tensor] = self._weighted_loss
-        self._cargo: Cargo | None = None
-        self._before: Any = _ABSENT
+        self.seen: Callable[[Cargo, Losses | None, torch.Tensor], None] = lambda *_: None
+        """Told of every weighted micro-batch."""
+        self._now: tuple[Route, Cargo] | None = None
 
     def install(self, compiled: bool) -> Callable[[], None]:
         """Register the hooks; returns what removes them."""
@@ -69,32 +59,18 @@ class WeightedStep:
         leave: Any = self._leave
         if compiled:  # the step keeps state between calls, which a compiled graph cannot
             disable: Any = torch.compiler.disable
-            enter, leave, self._loss = disable(enter), disable(leave), disable(self._loss)
+            enter, leave = disable(enter), disable(leave)
         handles = [
             self.model.register_forward_pre_hook(enter, with_kwargs=True),
             self.model.register_forward_hook(leave, always_call=True),
         ]
 
         def undo() -> None:
+            self._restore()
             for handle in handles:
                 handle.remove()
-            self._restore()
 
         return undo
-
-    def count_window(self, batches: list[Any]) -> None:
-        """Note the samples of a window over all ranks: the denominator of reduction="sample"."""
-        count = torch.zeros((), dtype=torch.int64)
-        for batch in batches:
-            labels = batch["labels"]
-            if self.family is causal and "shift_labels" not in batch:
-                labels = labels[..., 1:]
-            present = batch[KEY]["weights"] > 0
-            if not labels.is_floating_point():
-                present = present & labels.ne(-100).reshape(len(labels), -1).any(dim=1)
-            count = count.to(present.device) + present.sum()
-        self.window_samples = distributed.total(count.to(next(self.base.parameters()).device))
-        self.window_batches = max(1, len(batches))
 
     def _enter(self, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         self._restore()
@@ -103,85 +79,142 @@ class WeightedStep:
         kwargs = dict(kwargs)
         carried = kwargs.pop(KEY)
         if module.training:
-            if kwargs.get("labels") is None:
-                raise checks.no_labels()
-            self._cargo = Cargo(
-                carried["rows"], carried["weights"], carried.get("groups"), kwargs.get("num_items_in_batch")
-            )
-            self._before = self.base.__dict__.get("_loss_function", _ABSENT)
-            self.base.__dict__["_loss_function"] = self._loss
+            route = self.fused if self.fused is not None and is_fused(kwargs) else self.route
+            cargo = Cargo.of(carried, kwargs.get("num_items_in_batch"))
+            if self.reference is not None and self.measure == "excess":
+                cargo.reference = self.reference.losses(kwargs)
+            route.enter(self, cargo, kwargs)
+            self._now = route, cargo
         return args, kwargs
 
-    def _leave(self, module: Any, args: Any, output: Any) -> None:
-        cargo = self._cargo
-        self._restore()
-        if cargo is not None and output is not None:  # None: the forward pass raised
-            if cargo.weights is None:
-                raise checks.no_loss_call(self.base)
-            self.batches += 1
+    def _leave(self, module: Any, args: Any, output: Any) -> Any:
+        now = self._now
+        try:
+            if now is None or output is None:  # None: the forward pass raised
+                return None
+            return now[0].leave(self, now[1], output)
+        finally:
+            self._restore()
 
     def _restore(self) -> None:
-        if self._cargo is not None:
-            if self._before is _ABSENT:
-                self.base.__dict__.pop("_loss_function", None)
-            else:
-                self.base.__dict__["_loss_function"] = self._before
-        self._cargo, self._before = None, _ABSENT
+        if self._now is not None:
+            self._now[0].restore()
+        self._now = None
 
-    def _weighted_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Stands in for the model's loss function during a training batch."""
-        cargo = self._cargo
-        if cargo is None:
-            raise WeightError("the weighted loss was called outside a training batch")
-        losses = self.family(*args, **kwargs)
-        shape = tuple(losses.elements.shape)
-        if len(shape) != 2 or shape[0] != len(cargo.rows):
-            raise WeightError(
-                f"the model scored losses of shape {list(shape)} for a batch of {len(cargo.rows)} rows",
-                where=type(self.base).__name__,
-                hint="turn packing and padding-free batches off",
-            )
-        if cargo.weights is None:  # heads that call their loss several times use one set of weights
-            cargo.weights = self._weigh(cargo, losses)
-        return weighted(losses, cargo.weights, self._denominator(cargo, losses), self.reduction)
+    def placed(self, cargo: Cargo, losses: Losses) -> Losses:
+        """The losses with the sample of each place, checked to be of this batch."""
+        shape, size = tuple(losses.elements.shape), len(cargo.rows)
+        if cargo.segments is None:
+            if len(shape) != 2 or shape[0] != size:
+                raise self._strange(shape, size)
+            return losses
+        owner = cargo.segments.to(losses.elements.device)
+        if self.route.shifted or self._is_fused():  # a place scores the token after it
+            owner = torch.cat([owner[:, 1:], owner.new_full((len(owner), 1), size)], dim=1)
+        if owner.shape[1] == losses.elements.shape[-1] + 1:  # log-probabilities lack the last place
+            owner = owner[:, :-1]
+        if owner.shape != losses.elements.shape:
+            raise self._strange(shape, size)
+        return replace(losses, segments=owner, size=size)
+
+    def _is_fused(self) -> bool:
+        return self._now is not None and self._now[0] is self.fused
+
+    def _strange(self, shape: tuple[int, ...], size: int) -> WeightError:
+        return WeightError(
+            f"the model scored losses of shape {list(shape)} for a batch of {size} rows",
+            where=type(self.model).__name__,
+            hint="turn packing and padding-free batches off",
+        )
+
+    def weighted(self, cargo: Cargo, losses: Losses) -> torch.Tensor:
+        """The scalar loss of this micro-batch, given what the Trainer will still multiply or divide by."""
+        weights = self.weigh(cargo, losses)
+        return weighted(losses, weights, self.denominator(cargo, losses), self.reduction)
+
+    def factor(self, cargo: Cargo, losses: Losses) -> torch.Tensor:
+        """[n] times each sample's losses, where the trainer itself sums them and divides by N."""
+        weights = self.weigh(cargo, losses)
+        given = cargo.n_items if cargo.n_items is not None else self.window.n_items
+        cargo.n_items = given
+        ours = self.denominator(cargo, losses)
+        theirs = losses.scored.sum().clamp(min=1) if given is None else _clamped(given, weights.device)
+        if self.reduction == "sample":
+            return weights / losses.counts().clamp(min=1) * (theirs / ours)
+        return weights if given is not None else weights * (theirs / ours)
+
+    def pair_factor(self, cargo: Cargo, losses: torch.Tensor | None) -> torch.Tensor:
+        """[n] times each pair's gradient, where the trainer takes the mean over the micro-batch."""
+        static = cargo.static if losses is None else cargo.static.to(losses.device)
+        if losses is None:
+            weights = cargo.weights = static
+            self._told(cargo, None, weights)
+        else:
+            one = Losses(losses[:, None], torch.ones_like(losses, dtype=torch.bool)[:, None])
+            weights = self.weigh(cargo, one)
+        size = len(weights)
+        if not self.exact:
+            return weights * size / (static > 0).sum().clamp(min=1)
+        world = distributed.world_size()
+        return weights * (size * self.window.batches * world / self.window.samples().to(weights.device))
 
     @torch.no_grad()
-    def _weigh(self, cargo: Cargo, losses: Losses) -> torch.Tensor:
-        """Weights of this rank's samples, found on the micro-batch of all ranks; the state moves on."""
-        means, device = losses.means(), losses.elements.device
-        static, rows = cargo.static.to(device), cargo.rows.to(device)
-        groups = None if cargo.groups is None else cargo.groups.to(device)
-        self.state = {name: value.to(device) for name, value in self.state.items()}
-        if isinstance(self.reweighter, Static):  # no sample's weight depends on another: nothing to gather
-            weights, self.state = self.reweighter.update(static, means, rows, self.state, groups)
-        else:
-            reals, start = distributed.gather_ragged(torch.stack([static, means]))
-            # Apart from the losses: float32 cannot hold row numbers above 2^24.
-            whole, _ = distributed.gather_ragged(torch.stack([rows] if groups is None else [rows, groups]))
-            everyone, self.state = self.reweighter.update(
-                reals[0], reals[1], whole[0], self.state, None if groups is None else whole[1]
-            )
-            if everyone.shape != reals[0].shape:
-                raise WeightError(
-                    f"{self.reweighter.kind} returned weights of shape {list(everyone.shape)} for "
-                    f"{reals.shape[1]} samples"
-                )
-            weights = everyone[start : start + len(rows)]
-        self.record.add(losses, static, weights)
-        return weights.detach()
+    def weigh(self, cargo: Cargo, losses: Losses) -> torch.Tensor:
+        """Weights of this rank's samples, [n]; found once for a micro-batch, and the state moves on."""
+        if cargo.weights is None:
+            measured = self._measured(cargo, losses)
+            if self.window.watched:
+                self.window.observe(cargo, measured)
+                cargo.weights = cargo.static.to(measured.device)
+                return cargo.weights
+            if self.weigher.reweighter.sees_window():
+                cargo.weights = self.window.next()
+            else:
+                cargo.weights = self.weigher.weigh(cargo.static, measured, cargo.rows, cargo.groups)
+            self._told(cargo, losses, cargo.weights)
+        return cargo.weights
 
-    def _denominator(self, cargo: Cargo, losses: Losses) -> torch.Tensor | float:
+    def _told(self, cargo: Cargo, losses: Losses | None, weights: torch.Tensor) -> None:
+        if self.window.watched:
+            return
+        self.batches += 1
+        if losses is not None:
+            self.record.add(losses, cargo.static.to(weights.device), weights)
+        self.seen(cargo, losses, weights)
+
+    def _measured(self, cargo: Cargo, losses: Losses) -> torch.Tensor:
+        if self.measure == "gradient_norm":
+            return losses.gradient_norms()
+        if self.measure == "loss":
+            return losses.means()
+        if cargo.reference is None:
+            raise WeightError("no loss of a reference model came along")
+        excess = (losses.elements.detach().float() - cargo.reference).clamp(min=0)
+        return losses.per_sample(excess.masked_fill(~losses.scored, 0)) / losses.counts()
+
+    def denominator(self, cargo: Cargo, losses: Losses) -> torch.Tensor | float:
         """What the weighted sum is divided by, given what the Trainer will still multiply or divide by."""
         device = losses.elements.device
+        stock = cargo.n_items is None or (not self.exact and self.route.stock_ignores_window)
+        if self.window.watched:
+            return 1.0
         if self.reduction == "token":
-            if cargo.n_items is None:  # the Trainer averages micro-batch means for models of this kind
-                return losses.counts().masked_fill(cargo.static.to(device) == 0, 0).sum().clamp(min=1)
-            if isinstance(cargo.n_items, torch.Tensor):
-                return cargo.n_items.to(device).clamp(min=1)
-            return max(float(cargo.n_items), 1.0)
-        if self.window_samples is None:
-            raise WeightError("the samples of this step were not counted")
-        samples = self.window_samples.to(device).clamp(min=1)
-        if cargo.n_items is None:  # then it divides by the number of micro-batches, and ranks are averaged
-            return samples / (self.window_batches * distributed.world_size())
+            if not stock:
+                return _clamped(cargo.n_items, device)
+            if not self.exact:
+                present = (cargo.static > 0).to(device)
+                return losses.counts().masked_fill(~present, 0).sum().clamp(min=1)
+            places = self.window.places(self.route.shifted or self._is_fused()).to(device)
+            return self._undone(places)
+        samples = self.window.samples().to(device)
+        if cargo.n_items is None:
+            return self._undone(samples)
         return samples if self.averaged_over_ranks else samples / distributed.world_size()
+
+    def _undone(self, count: torch.Tensor) -> torch.Tensor:
+        """Without a count of its own the Trainer divides by the micro-batches, and ranks are averaged."""
+        return count / (self.window.batches * distributed.world_size())
+
+
+def _clamped(count: Any, device: torch.device) -> torch.Tensor | float:
+    return count.to(device).clamp(min=1) if isinstance(count, torch.Tensor) else max(float(count), 1.0)

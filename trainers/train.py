@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from karat.errors import DataError
+from karat.ledger_file import RUN_FILE, by_row, write_ledger
 from karat.store import read_json
 from karat.trainers.blocks import Blocks, Collate, blocks
 from karat.trainers.evaluate import HeldOut, bits_per_byte
@@ -75,8 +76,8 @@ def train_arm(
     rows: `id`, `text`, `weight` (absent: 1; 0: left out), `group` (absent or all null: none) and, for
     `order: rank`, `stage`, a number, the smallest first. heldout: `id`, `text`.
     The static weights act through ReweightCallback, as does the reweighter.
-    Writes model.safetensors with its config and tokenizer into `out_dir`, and metrics.json last; each
-    appears whole. The same inputs and seed give the same bytes on one machine with one number of
+    Writes model.safetensors with its config and tokenizer into `out_dir`, ledger.parquet with the visits,
+    weights and losses of every row, and metrics.json last; each appears whole. The same inputs and seed give the same bytes on one machine with one number of
     threads. The caller's random state and logging level are as before. Raises DataError for rows that
     cannot be trained on, ConfigError for a model that cannot be loaded or diverges, WeightError where
     weights cannot reach the loss.
@@ -97,9 +98,10 @@ def train_arm(
         with tempfile.TemporaryDirectory(
             prefix=".partial-", suffix=f".{os.getpid()}.tmp", dir=out
         ) as partial:
-            trainer, watch = _trainer(lm, data, held, settings, seed, partial, on_step)
+            trainer, weighted, watch = _trainer(lm, data, held, settings, seed, partial, on_step)
             trainer.train()
             result = _result(trainer.state, watch.bits, lm, data, held, len(texts), seed)
+            _keep_ledger(weighted.ledger_table(), data, rows, settings, seed, Path(partial))
             _write(lm, result, Path(partial), out)
     return result
 
@@ -124,7 +126,7 @@ def _trainer(
     seed: int,
     folder: str,
     on_step: OnStep | None,
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, Any]:
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     from karat.trainers.callback import ReweightCallback
@@ -148,7 +150,11 @@ def _trainer(
         include_num_input_tokens_seen="non_padding",
         dataloader_pin_memory=False,
     )
-    weighted = ReweightCallback(settings.reweighter, weight="weight" if settings.use_weights else None)
+    weighted = ReweightCallback(
+        settings.reweighter,
+        weight="weight" if settings.use_weights else None,
+        ledger=Path(folder) / RUN_FILE,  # by block; the one by row takes its place
+    )
     watch = Watch(settings.evaluate_every, lambda: bits_per_byte(lm, held, settings.max_length), on_step)
     trainer = Trainer(
         model=lm.model,
@@ -164,7 +170,18 @@ def _trainer(
 
         order = CurriculumSampler(data.stages, ids=data.ids, pacing=settings.pacing, seed=seed)
         follow_curriculum(trainer, order)
-    return trainer, watch
+    return trainer, weighted, watch
+
+
+def _keep_ledger(
+    table: pl.DataFrame, data: Blocks, rows: pl.DataFrame, settings: TrainSettings, seed: int, folder: Path
+) -> None:
+    """table: a line for each block. Rows without an id cannot be told apart, and have no ledger."""
+    if data.of_row is None:
+        (folder / RUN_FILE).unlink(missing_ok=True)
+        return
+    said = settings.model_dump(mode="json", include={"model", "steps", "reweighter", "use_weights", "order"})
+    write_ledger(by_row(table, data.of_row, rows["id"]), folder / RUN_FILE, said | {"seed": seed})
 
 
 def _result(

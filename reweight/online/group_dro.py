@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from karat.errors import WeightError
-from karat.parts import Reweighter
-from karat.reweight.online.scope import participants
+from karat.reweight.online.rule import OnlineRule, Seen
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from karat.parts import State
 
 
-class GroupDro(Reweighter):
+class GroupDro(OnlineRule):
     """Raise the weight of the groups with the highest losses, by exponentiated gradient.
 
     Formula: q_g <- q_g exp(step_size (L_g + adjustment / sqrt(n_g))) over the groups in the batch, scaled
@@ -25,7 +24,8 @@ class GroupDro(Reweighter):
     moving average (`ema` is the newest batch's share). n_g is the group's size in the training set,
     estimated from the rows seen so far. One step is argmax_q step_size <q, L> - KL(q || q_old).
     Shapes: weights, losses [B] (nats per scored token), groups [B] int64 in [0, n_groups). State: `q`,
-    `losses` float32 and `counts` int64, [n_groups]; `n_samples` int64. Raises WeightError without groups.
+    `losses` float32 and `counts` int64, [n_groups]; `n_samples`, `step` int64. Raises WeightError without
+    groups.
 
     Paper: Sagawa, Koh, Hashimoto, Liang, ICLR 2020, arXiv 1911.08731, Algorithm 1 and section 3.3.
 
@@ -53,7 +53,11 @@ class GroupDro(Reweighter):
         """Always."""
         return True
 
-    def init(self, n_samples: int, n_groups: int = 0) -> State:
+    def remembers(self) -> bool:
+        """No: q is the memory."""
+        return False
+
+    def own_state(self, n_samples: int, n_groups: int) -> State:
         """Uniform q over `n_groups` groups, no losses seen."""
         import torch
 
@@ -66,57 +70,37 @@ class GroupDro(Reweighter):
             "n_samples": torch.tensor(n_samples),
         }
 
-    def update(
-        self,
-        weights: torch.Tensor,
-        losses: torch.Tensor,
-        rows: torch.Tensor,
-        state: State,
-        groups: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, State]:
-        """Weights by the group's q after the step, multiplied onto the static ones, and the state."""
-        if groups is None:
+    def respond(self, seen: Seen, state: State) -> tuple[torch.Tensor, State]:
+        """Weights by the group's q after the step, and the state."""
+        if seen.groups is None:
             raise WeightError("group DRO was given no groups", hint="give the rows a group column")
-        weights, losses = weights.float(), losses.float()
-        if losses.numel() == 0:
-            return weights.clone(), dict(state)
-        state = {name: value.to(losses.device) for name, value in state.items()}
-        taking_part = participants(weights, losses)
-        state = self._observed(weights, losses, groups, taking_part, state)
-        chosen = state["q"][groups].masked_fill(~taking_part, 0.0)
+        state = self._observed(seen, seen.groups, state)
+        chosen = state["q"][seen.groups].masked_fill(~seen.present, 0.0)
         # Divided by the largest first, so that equal q give exactly one.
         relative = chosen / chosen.max().clamp(min=1e-38)
-        online = relative * (taking_part.sum() / relative.sum().clamp(min=1e-38))
-        return weights * online, state
+        return relative * (seen.present.sum() / relative.sum().clamp(min=1e-38)), state
 
-    def _observed(
-        self,
-        weights: torch.Tensor,
-        losses: torch.Tensor,
-        groups: torch.Tensor,
-        taking_part: torch.Tensor,
-        state: State,
-    ) -> State:
+    def _observed(self, seen: Seen, groups: torch.Tensor, state: State) -> State:
         """The state after one step on the groups that have a sample in the batch."""
         import torch
 
-        q = state["q"]
-        present = torch.zeros_like(state["counts"]).index_add(0, groups, taking_part.to(torch.int64))
-        seen = present > 0
-        shares = weights.masked_fill(~taking_part, 0.0)
+        q, taking_part = state["q"], seen.present
+        in_batch = torch.zeros_like(state["counts"]).index_add(0, groups, taking_part.to(torch.int64))
+        met = in_batch > 0
+        shares = seen.static.masked_fill(~taking_part, 0.0)
         # Seen from the lowest loss, equal losses have group means of exactly 0; a shift changes no step.
-        low = losses.masked_fill(~taking_part, float("inf")).min().nan_to_num(posinf=0.0)
-        above = (losses - low).masked_fill(~taking_part, 0.0)
+        low = seen.losses.masked_fill(~taking_part, float("inf")).min().nan_to_num(posinf=0.0)
+        above = (seen.losses - low).masked_fill(~taking_part, 0.0)
         mass = torch.zeros_like(q).index_add(0, groups, shares)
         mean = torch.zeros_like(q).index_add(0, groups, shares * above) / mass.clamp(min=1e-38) + low
         known = state["losses"].where(state["counts"] > 0, mean)
-        running = torch.where(seen, known + self.ema * (mean - known), state["losses"])
-        counts = state["counts"] + present
+        running = torch.where(met, known + self.ema * (mean - known), state["losses"])
+        counts = state["counts"] + in_batch
         size = (counts / counts.sum().clamp(min=1) * state["n_samples"]).clamp(min=1.0)
-        drive = (running + self.adjustment / size.sqrt()).masked_fill(~seen, -float("inf"))
+        drive = (running + self.adjustment / size.sqrt()).masked_fill(~met, -float("inf"))
         drive = (drive - drive.max().nan_to_num(neginf=0.0)) * self.step_size
         risen = q * drive.exp()
-        stepped = risen * (q.where(seen, q.new_zeros(())).sum() / risen.sum().clamp(min=1e-38))
+        stepped = risen * (q.where(met, q.new_zeros(())).sum() / risen.sum().clamp(min=1e-38))
         floor = torch.finfo(q.dtype).tiny  # a group at 0 could never come back
-        q = torch.where(seen, stepped.clamp(min=floor), q)
-        return {"q": q, "losses": running, "counts": counts, "n_samples": state["n_samples"]}
+        q = torch.where(met, stepped.clamp(min=floor), q)
+        return {**state, "q": q, "losses": running, "counts": counts}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, field_validator
 
-from karat.parts import Reweighter
-from karat.reweight.online.scope import participants, softmax_mean_one
+from karat.reweight.online.rule import OnlineRule, Seen
+from karat.reweight.online.scope import softmax_mean_one
 
 if TYPE_CHECKING:
     import torch
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from karat.parts import State
 
 
-class KlDro(Reweighter):
+class KlDro(OnlineRule):
     """Weight by exp(loss / temperature): the worst case within reach of a KL penalty.
 
     Formula: max_p <p, l> - lambda KL(p || uniform) is reached at p = softmax(l / lambda);
     w_i = s_i B p_i. With `scope="running"`, w_i = s_i exp(l_i / lambda) / u, where u is a moving average
     of mean exp(l / lambda) over batches, kept as log u: log u <- log((1 - rate) u + rate mean exp(l/lambda)).
     Then the weights have mean one over the running scope, and one is at most B / rate.
-    Shapes: weights, losses [B] (nats per scored token). State (running): `log_normaliser` float32 and
-    `step` int64, scalars.
+    Shapes: weights, losses [B] (nats per scored token). State: `step` int64; running: `log_normaliser`
+    float64; scalars.
 
     `temperature` is lambda: large is uniform, near 0 is the largest loss alone; a negative one prefers
     low losses (min-min, robust to label noise). Zero is refused.
@@ -46,9 +46,6 @@ class KlDro(Reweighter):
     paper: ClassVar[str] = "Qi et al., TMLR 2023, arXiv 2012.06951 (ABSGD); Levy et al., NeurIPS 2020"
 
     temperature: float = Field(default=1.0, description="lambda; negative prefers low losses")
-    scope: Literal["batch", "running"] = Field(
-        default="batch", description="where the weights have mean one: the micro-batch, or a moving average"
-    )
     rate: float = Field(default=0.1, gt=0.0, le=1.0, description="share of the newest batch in the average")
 
     @field_validator("temperature")
@@ -61,44 +58,33 @@ class KlDro(Reweighter):
             )
         return value
 
-    def init(self, n_samples: int, n_groups: int = 0) -> State:
-        """The running normaliser, empty; nothing for the batch scope."""
+    def remembers(self) -> bool:
+        """No: the running scope is a normaliser of its own, and `memory` is not read."""
+        return False
+
+    def own_state(self, n_samples: int, n_groups: int) -> State:
+        """The running normaliser, empty; nothing for the other scopes."""
         import torch
 
-        if self.scope == "batch":
-            return {}
-        return {
-            "log_normaliser": torch.zeros((), dtype=torch.float64),
-            "step": torch.zeros((), dtype=torch.int64),
-        }
+        return {"log_normaliser": torch.zeros((), dtype=torch.float64)} if self.scope == "running" else {}
 
-    def update(
-        self,
-        weights: torch.Tensor,
-        losses: torch.Tensor,
-        rows: torch.Tensor,
-        state: State,
-        groups: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, State]:
-        """Exponential weights, multiplied onto the static ones, and the running normaliser."""
-        weights, losses = weights.float(), losses.float()
-        if losses.numel() == 0:
-            return weights.clone(), dict(state)
-        taking_part = participants(weights, losses)
+    def respond(self, seen: Seen, state: State) -> tuple[torch.Tensor, State]:
+        """Exponential weights, and the running normaliser."""
+        losses, present = seen.losses, seen.present
         # The reference is the sample of the largest exponent, so that every power of e is at most one;
         # the difference is taken before the division, which keeps the digits of close losses.
         worst = -float("inf") if self.temperature > 0 else float("inf")
-        outside = losses.masked_fill(~taking_part, worst)
+        outside = losses.masked_fill(~present, worst)
         reference = outside.max() if self.temperature > 0 else outside.min()
-        reference = reference.where(taking_part.any(), losses.new_zeros(()))
+        reference = reference.where(present.any(), losses.new_zeros(()))
         exponents = (outside - reference) / self.temperature
-        if self.scope == "batch":
-            return weights * softmax_mean_one(exponents, taking_part), dict(state)
+        if self.scope != "running":
+            return softmax_mean_one(exponents, present), state
         exact = reference.to(_widest(losses)) / self.temperature
-        log_mean = (exponents.exp().sum() / taking_part.sum()).log() + exact
-        state = self._averaged(state, log_mean, taking_part.any())
+        log_mean = (exponents.exp().sum() / present.sum()).log() + exact
+        state = self._averaged(state, log_mean, present.any())
         shift = (exact - state["log_normaliser"].to(exact)).float()
-        return weights * (exponents + shift).exp() * taking_part, state
+        return (exponents + shift).exp(), state
 
     def _averaged(self, state: State, log_mean: torch.Tensor, any_sample: torch.Tensor) -> State:
         """The state with the moving average advanced by one batch, or as it was if that was empty."""
@@ -115,7 +101,7 @@ class KlDro(Reweighter):
         )
         first = state["step"].to(log_mean.device) == 0
         after = torch.where(any_sample, torch.where(first, log_mean, after), before)
-        return {**state, "log_normaliser": after, "step": state["step"] + any_sample.to(state["step"])}
+        return {**state, "log_normaliser": after}
 
 
 def _widest(losses: torch.Tensor) -> torch.dtype:

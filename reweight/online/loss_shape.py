@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from karat.parts import Reweighter
-from karat.reweight.online.scope import participants, softmax_mean_one
+from karat.reweight.online.rule import OnlineRule
+from karat.reweight.online.schedule import Positive, value_at
+from karat.reweight.online.scope import quantile, softmax_mean_one
 
 if TYPE_CHECKING:
     import torch
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
     from karat.parts import State
 
 
-class LossShape(Reweighter):
+class LossShape(OnlineRule):
     """What LinUpper, Quadratic and Extremes share: w_i = s_i * B * softmax(f(h) / r)_i.
 
     h_i = 2 (l_i - min l) / (max l - min l) - 1 in [-1, 1], over the batch of all ranks; f is the member's
     shape; r is `temperature`. The largest weight is at most e^(1/r) times the smallest.
-    Shapes: weights, losses [B] (nats per scored token, mean over the sample). State: `step`, int64 scalar.
-    `temperature` must be positive; while `warmup_steps` updates (micro-batches of all ranks that hold
-    a sample) have not passed, the weights are uniform.
+    Shapes: weights, losses [B] (nats per scored token, mean over the sample). State: that of OnlineRule.
+    `temperature` must be positive; it may be a schedule over the updates, as in the authors' runs: uniform
+    or nearly so at first, then r = 1 or 0.4. A positive `clip` takes the losses below and above the
+    quantiles clip and 1 - clip for those quantiles.
 
     Paper: Sow et al., ICLR 2025, arXiv 2502.06733, Algorithm 1 with delta = 1.
 
@@ -41,44 +43,36 @@ class LossShape(Reweighter):
     - Two device syncs per step through `.item()`; none here.
 
     Where it misleads: with one sample the weight is one, and with two h is {-1, +1} whatever the losses,
-    so use at least about 16 samples over all ranks. One outlier pushes every other sample to h = -1.
-    Preferring high losses helps when the labels are clean and hurts when they are not.
+    so let at least about 16 samples be seen at once: by all ranks, or with scope="window" or "running".
+    One outlier pushes every other sample to h = -1; `clip` cures that, as long as fewer than that share
+    are outliers. Neither scope nor clip is in the paper. Preferring high losses helps when the labels are
+    clean and hurts when they are not.
     """
 
-    temperature: float = Field(default=1.0, gt=0.0, description="Sow et al.'s r; large is uniform")
-    warmup_steps: int = Field(default=0, ge=0, description="uniform updates at the start")
+    temperature: Positive = Field(
+        default=1.0, description="Sow et al.'s r; large is uniform; schedule: {start, end, steps, shape}"
+    )
+    clip: float = Field(
+        default=0.0, ge=0.0, lt=0.5, description="ours: share at either end whose losses count as equal"
+    )
 
     @abstractmethod
     def shape(self, position: torch.Tensor) -> torch.Tensor:
         """f(h) for h in [-1, 1]."""
 
-    def init(self, n_samples: int, n_groups: int = 0) -> State:
-        """The number of updates so far: 0."""
-        import torch
-
-        return {"step": torch.zeros((), dtype=torch.int64)}
-
-    def update(
-        self,
-        weights: torch.Tensor,
-        losses: torch.Tensor,
-        rows: torch.Tensor,
-        state: State,
-        groups: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, State]:
-        """Weights of mean one by f(h), multiplied onto the static ones, and the step counter."""
-        weights, losses = weights.float(), losses.float()
-        if losses.numel() == 0:
-            return weights.clone(), dict(state)
-        taking_part = participants(weights, losses)
-        low = losses.masked_fill(~taking_part, float("inf")).min()
-        spread = losses.masked_fill(~taking_part, -float("inf")).max() - low
+    def weigh(self, losses: torch.Tensor, present: torch.Tensor, state: State) -> torch.Tensor:
+        """n softmax(f(h) / temperature); exactly one where all losses are equal."""
+        if self.clip:
+            ends = [quantile(losses, present, share) for share in (self.clip, 1 - self.clip)]
+            losses = losses.clamp(*ends)
+        low = losses.masked_fill(~present, float("inf")).min()
+        spread = losses.masked_fill(~present, -float("inf")).max() - low
         varied = spread > 0
         position = 2 * (losses - low) / spread.where(varied, spread.new_ones(())) - 1
-        exponents = self.shape(position.masked_fill(~taking_part, 0.0)) / self.temperature
-        warm = state["step"].to(losses.device) >= self.warmup_steps
-        online = softmax_mean_one(exponents.where(varied & warm, exponents.new_zeros(())), taking_part)
-        return weights * online, {**state, "step": state["step"] + taking_part.any().to(state["step"])}
+        exponents = self.shape(position.masked_fill(~present, 0.0)) / value_at(
+            self.temperature, state["step"]
+        )
+        return softmax_mean_one(exponents.where(varied, exponents.new_zeros(())), present)
 
 
 class LinUpper(LossShape):

@@ -26,3 +26,36 @@ def softmax_mean_one(exponents: torch.Tensor, taking_part: torch.Tensor) -> torc
     top = masked.max().nan_to_num(neginf=0.0)
     raised = (masked - top).exp()
     return raised * (taking_part.sum() / raised.sum().clamp(min=1.0))
+
+
+def mean_one(values: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """The values scaled to mean one over those present, 0 elsewhere. [B] float32, from values >= 0.
+
+    Divided by the largest first, so that equal values give exactly one. If all are 0, they stay 0.
+    """
+    shown = values.masked_fill(~present, 0.0)
+    relative = shown / shown.max().clamp(min=1e-38)
+    return relative * (present.sum() / relative.sum().clamp(min=1e-38))
+
+
+def ranks(losses: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many of those present have a smaller loss, and how many one not larger. [B] int64 each."""
+    import torch
+
+    ascending = losses.masked_fill(~present, float("inf")).sort().values
+    smaller = torch.searchsorted(ascending, losses)
+    return smaller, torch.searchsorted(ascending, losses, right=True)
+
+
+def quantile(losses: torch.Tensor, present: torch.Tensor, share: float) -> torch.Tensor:
+    """The quantile of those present, between order statistics linearly (numpy's default). Scalar."""
+    ascending = losses.masked_fill(~present, float("inf")).sort().values
+    place = share * (present.sum() - 1).clamp(min=0).float()
+    low = place.floor().long()
+    high = place.ceil().long()
+    return ascending[low] + (place - low) * (ascending[high] - ascending[low])
+
+
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """The values in float64 where the device has it."""
+    return values if values.device.type == "mps" else values.double()

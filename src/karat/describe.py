@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, is_dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -45,31 +46,42 @@ def catalogue() -> dict[str, list[type[Part]]]:
 
 
 def find(name: str) -> type[Part]:
-    """A part by kind, class name or import path; raises ConfigError with the nearest name."""
-    known: dict[str, type[Part]] = {}
-    for contract in CONTRACTS.values():
-        for kind, path in members(contract).items():
-            known[kind] = contract
-            known[path.partition(":")[2]] = contract
+    """A part by kind, class name or import path; raises ConfigError with the nearest name.
+
+    Where contracts share a name, the part of the first one in CONTRACTS; `find_all` has them all.
+    """
+    return find_all(name)[0]
+
+
+def find_all(name: str) -> list[type[Part]]:
+    """The parts of a kind, class name or import path, one for each contract that has it."""
     if ":" in name:
-        why = ""
-        for contract in CONTRACTS.values():
-            try:
-                return resolve(name, contract)
-            except PydanticCustomError as error:
-                why = error.message()
-        raise ConfigError(
-            "is not a scorer, selector or reweighter" if " is not a " in why else why, where=name
-        )
-    if name not in known:
+        return [_imported(name)]
+    found, known = [], []
+    for contract in CONTRACTS.values():
+        table = members(contract)
+        classes = {path.partition(":")[2]: kind for kind, path in table.items()}
+        kind = name if name in table else classes.get(name)
+        if kind is not None:
+            found.append(resolve(kind, contract))
+        known += [*table, *classes]
+    if not found:
         hint = closest(name, known)
         kinds = [kind for kind in known if kind.islower()]
         raise ConfigError(
             f"there is no part named {name!r}", hint=closest(name, kinds) if "known:" in hint else hint
         )
-    table = members(known[name])
-    kind = name if name in table else next(k for k, path in table.items() if path.endswith(f":{name}"))
-    return resolve(kind, known[name])
+    return found
+
+
+def _imported(path: str) -> type[Part]:
+    why = ""
+    for contract in CONTRACTS.values():
+        try:
+            return resolve(path, contract)
+        except PydanticCustomError as error:
+            why = error.message()
+    raise ConfigError("is not a scorer, selector or reweighter" if " is not a " in why else why, where=path)
 
 
 def contract_of(part: type[Part]) -> str:
@@ -85,10 +97,7 @@ def settings_of(model: type[BaseModel]) -> list[Setting]:
     for name, info in model.model_fields.items():
         default = info.get_default(call_default_factory=True) if not info.is_required() else PydanticUndefined
         shown = "required" if default is PydanticUndefined else _value(default)
-        limits = [
-            f"{sign} {getattr(m, key):g}" for m in info.metadata for key, sign in _LIMITS if hasattr(m, key)
-        ]
-        kind = " ".join([_words(info.annotation), ", ".join(limits)]).strip()
+        kind = " ".join([_words(info.annotation), _limits(info.metadata)]).strip()
         found.append(Setting(name, kind, shown, info.description or ""))
     return found
 
@@ -98,13 +107,21 @@ _CAPITAL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
 
 
+def _limits(metadata: Iterable[Any]) -> str:
+    """Bounds, as > 0."""
+    return ", ".join(
+        f"{sign} {getattr(one, key):g}" for one in metadata for key, sign in _LIMITS if hasattr(one, key)
+    )
+
+
 def _words(annotation: Any) -> str:
     """A type as a person would say it who writes YAML."""
     origin, inside = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(map(str, inside))
     if origin is Annotated:
-        return _words(inside[0])
+        bounds = [one for given in inside[1:] for one in getattr(given, "metadata", [given])]
+        return " ".join([_words(inside[0]), _limits(bounds)]).strip()
     if origin in (Union, UnionType):
         # An object that only Python can give, beside a text, is nothing that a config could hold.
         written = [part for part in inside if not (is_dataclass(part) and str in inside)]

@@ -17,7 +17,7 @@ from karat.score_contract import checked
 from karat.score_engine import blaming
 from karat.store import UNREADABLE, Store, key_of, read_json, replacing_folder, write_json
 
-ABSENT = "no responses for this item"
+ABSENT = f"{ItemScorer.lack} for this item"
 """Status of rows whose id is no item of the responses."""
 _FACTS = "facts.json"
 
@@ -76,11 +76,13 @@ def join(scorer: ItemScorer, found: Measured, view: pl.DataFrame, *, partial: bo
     if view.height and not partial and table["known"].null_count() == view.height:
         named = f"such as {found.items['item'][0]!r}" if found.items.height else "none at all"
         raise ScoreError(
-            f"no row is an item of the responses: rows have ids such as {view['id'][0]!r}, items {named}",
+            f"no row is an item of the {scorer.source}: "
+            f"rows have ids such as {view['id'][0]!r}, items {named}",
             where=f"scorer {scorer.yaml_kind()}",
             hint="name the column that holds the items' names: `data.columns.id`",
         )
-    told = pl.when(pl.col("known").is_null()).then(pl.lit(ABSENT)).otherwise(pl.col(status))
+    absent = pl.lit(f"{scorer.lack} for this item")
+    told = pl.when(pl.col("known").is_null()).then(absent).otherwise(pl.col(status))
     return checked(scorer, view["id"], table.with_columns(told.alias(status)).drop("known"))
 
 
@@ -90,9 +92,11 @@ def coverage(scorer: ItemScorer, found: Measured, view: pl.DataFrame) -> tuple[s
     spare = found.items.join(view, left_on="item", right_on="id", how="anti").height
     notes = []
     if lacking:
-        notes.append(f"{lacking:,} of {view.height:,} rows have no responses, and so no score")
+        notes.append(f"{lacking:,} of {view.height:,} rows have {scorer.lack}, and so no score")
     if spare:
-        notes.append(f"{spare:,} of {found.items.height:,} items of the responses are not among the rows")
+        notes.append(
+            f"{spare:,} of {found.items.height:,} items of the {scorer.source} are not among the rows"
+        )
     return tuple(notes)
 
 

@@ -203,6 +203,10 @@ class ItemScorer(Scorer, ABC):
     """
 
     reads: ClassVar[tuple[str, ...]] = ()
+    source: ClassVar[str] = "responses"
+    """What it is learned from, for messages."""
+    lack: ClassVar[str] = "no responses"
+    """What a row whose id is no item has, for messages and its status."""
 
     def joins(self) -> bool:
         """Whether these settings join by id; if not, it is a scorer of contents like any other."""

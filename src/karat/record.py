@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from karat import __version__
+from karat.ledger_file import RUN_FILE
 from karat.store import file_digest, read_json, write_json
 
 LIBRARIES = (
@@ -72,7 +73,8 @@ def moment(seconds: float) -> str:
 
 def outputs(folder: Path) -> dict[str, str]:
     """SHA-256 of every result file of a run."""
-    files = [folder / "selection.parquet", folder / "report.html", *sorted((folder / "dataset").rglob("*"))]
+    files = [folder / name for name in ("selection.parquet", RUN_FILE, "report.html")]
+    files += [*sorted((folder / "dataset").rglob("*"))]
     # Tables of items and their like.
     files += sorted(set(folder.glob("*/*.parquet")) - set(files))
     # The weights may be large; that they are there is seen when somebody asks the model.

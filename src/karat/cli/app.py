@@ -97,11 +97,12 @@ def list_parts(
 @app.command()
 def explain(
     run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A finished run's folder, or its config file.")
+        Path,
+        typer.Argument(metavar="RUN", help="A finished run's folder, its config file, or a ledger.parquet."),
     ],
     row: Annotated[str, typer.Argument(metavar="ID", help="The id of a row of the pool.")],
 ) -> None:
-    """Show why one row was kept or dropped: its scores, their places in the pool, what scorers said."""
+    """Show why one row was kept or dropped, what scorers said of it, and how its training went."""
     from karat.cli.explain import explain_command
 
     explain_command(run_dir, row)

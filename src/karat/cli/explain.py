@@ -1,4 +1,4 @@
-"""`karat explain`: everything that a run knows of one row."""
+"""`karat explain`: everything that a run, or the ledger of a training, knows of one row."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from rich.text import Text
 
 from karat.cli.hub import run_folder
 from karat.errors import DataError, closest
+from karat.ledger_file import RUN_FILE, ledger_path, read_ledger
 from karat.report.item_tables import item_tables, synthesis_table
 from karat.report.item_words import about_fail_rate, about_item, about_query
+from karat.report.ledger_words import about_training
 from karat.report.words import count, number, percent, shorten, visible
 from karat.statuses import FAILED
 from karat.store import read_json
@@ -24,8 +26,13 @@ out = Console(highlight=False)
 def explain_command(run_dir: Path, row_id: str) -> None:
     """Print the decision on a row, its scores with their places in the pool, and what its scorers said.
 
-    Of scorers of items and of a synthesis, a sentence with what their numbers rest on.
+    Of scorers of items and of a synthesis, a sentence with what their numbers rest on; of a training, the
+    row's visits, weights and losses. Given a ledger, or a folder that holds nothing else, that alone.
     """
+    alone = ledger_path(run_dir)
+    if alone.suffix == ".parquet" and not (run_dir / "selection.parquet").is_file():
+        explain_ledger(alone, row_id)
+        return
     folder = run_folder(run_dir)
     path = folder / "selection.parquet"
     if not path.is_file():
@@ -41,12 +48,26 @@ def explain_command(run_dir: Path, row_id: str) -> None:
     out.print(Text(f"{row['reason']}; weight {number(float(row['weight']))}"), soft_wrap=True)
     out.print(scores(selection, row))
     for name, said in measured(folder, row):
-        line = Text.assemble((f"{name}: ", "cyan"), visible(said))
-        out.print(line, soft_wrap=True)
+        _say(name, said)
+
+
+def explain_ledger(path: Path, row_id: str) -> None:
+    """Print the training story of a row from a ledger alone."""
+    table = read_ledger(path)
+    said = about_training(table, row_id)
+    if said is None:
+        ids = table["id"].head(100_000).to_list()
+        raise DataError(f"there is no row {row_id!r}", where=str(path), hint=closest(row_id, ids))
+    out.print(Text(visible(row_id), style="bold"), soft_wrap=True)
+    _say("training", said)
+
+
+def _say(name: str, said: str) -> None:
+    out.print(Text.assemble((f"{name}: ", "cyan"), visible(said)), soft_wrap=True)
 
 
 def measured(folder: Path, row: dict[str, object]) -> list[tuple[str, str]]:
-    """By name, what scorers of items and the synthesis know of the row."""
+    """By name, what scorers of items, the synthesis and the training know of the row."""
     record, name = read_json(folder / "run.json"), str(row["id"])
     facts = record if isinstance(record, dict) else {}
     said = [(found.kind, about_item(found, name)) for found in item_tables(folder, facts.get("items"))]
@@ -55,7 +76,12 @@ def measured(folder: Path, row: dict[str, object]) -> list[tuple[str, str]]:
         said = [(kind, line) for kind, line in said if kind != "dart"] + [("dart", rate)]
     queries = synthesis_table(folder) if facts.get("synthesis") else None
     asked = None if queries is None else about_query(queries, name)
-    return said if asked is None else [*said, ("synthesis", asked)]
+    if asked is not None:
+        said.append(("synthesis", asked))
+    if (folder / RUN_FILE).is_file():
+        told = about_training(read_ledger(folder / RUN_FILE), name)
+        said.append(("training", told or "the row was not in the training set."))
+    return said
 
 
 def scores(selection: pl.DataFrame, row: dict[str, object]) -> Table:

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from karat.describe import catalogue, contract_of, find, settings_of
+from karat.describe import catalogue, contract_of, find_all, settings_of
+from karat.parts import Part
 
 out = Console(highlight=False)
 
@@ -25,8 +26,14 @@ def list_all() -> None:
 
 
 def list_one(name: str) -> None:
-    """Everything about one part."""
-    part = find(name)
+    """Everything about one part, or about each of those that share the name."""
+    for number, part in enumerate(find_all(name)):
+        if number:
+            out.print()
+        _describe(part)
+
+
+def _describe(part: type[Part]) -> None:
     out.print(
         Text(f"{part.kind}", style="bold cyan") + Text(f" ({contract_of(part)}, {part.__name__} in Python)")
     )

@@ -106,7 +106,7 @@ def plan(loaded: Loaded, inputs: Inputs) -> list[Step]:
         steps.append(Step(name, note, seconds))
     for joined in item_scorers(config.scorers):
         kept = kept_measured(folder_of(joined, store)) is not None
-        note = "in the store" if kept else "measured from responses, not timed"
+        note = "in the store" if kept else f"measured from {joined.source}, not timed"
         steps.append(Step(f"score {joined.kind}", f"{note}; joined by id", 0.1 if kept else None))
     for derived in derived_scorers(config.scorers):
         steps.append(Step(f"score {derived.kind}", f"from {', '.join(derived.sources())}", 0.1))

@@ -83,12 +83,13 @@ def summary(done: dict[str, Any], folder: Path, file: Path) -> None:
         say(Text(line))
     say()
     shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-    model = (done["training"] or {}).get("folder")
+    model, ledger = ((done["training"] or {}).get(name) for name in ("folder", "ledger"))
     for name, what in (
         ("report.html", "open it in a browser"),
         ("dataset/", 'datasets.load_dataset("parquet", data_files="…/dataset/*.parquet")'),
         *(_SYNTHESIS if made is not None else ()),
         ("selection.parquet", "every row with weight, reason, rank and scores"),
+        *([(ledger, "what the training did to each row; `karat explain`")] if ledger else ()),
         ("run.json", "config, digests, versions, timings, counts, metrics"),
         *([(f"{model}/", "trained on the selection; `model:` of scorers takes it")] if model else []),
     ):

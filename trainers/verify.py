@@ -136,8 +136,9 @@ class _Verifying:
         self.trainer, self.steps, self.seed = trainer, steps, seed
         self.callback = reweight_callback(trainer)
         self.explicit = weights is not None
-        default = "weight" if self.callback is None else self.callback.weight
-        self.column = column if column is not None else default
+        options = None if self.callback is None else self.callback.options
+        self.options = options
+        self.column = column if column is not None else "weight" if options is None else options.weight
         self.dataset = trainer.train_dataset
         if rows_of.is_stream(self.dataset):
             raise WeightError(
@@ -145,7 +146,7 @@ class _Verifying:
                 hint="verify with the first rows of it as a datasets.Dataset",
             )
         self.given = rows_of.given_weights(self.dataset, self.column, weights)
-        self.reduction = reduction or getattr(self.callback, "reduction", "token")
+        self.reduction: str = reduction or ("token" if options is None else options.reduction)
         self.precision = precision(trainer)
         self.tolerance = TOLERANCES[self.precision] if tolerance is None else tolerance
         self.oracle = Oracle(trainer, parameters)
@@ -194,18 +195,20 @@ class _Verifying:
         part = getattr(self.callback, "reweighter", None)
         groups, n_groups = None, 0
         if part is not None and part.needs_groups():
-            values = rows_of.read_column(self.dataset, str(self.callback.group))
+            values = rows_of.read_column(self.dataset, str(self.options.group))
             known = {name: at for at, name in enumerate(sorted(set(values)))}
             groups, n_groups = torch.tensor([known[value] for value in values]), len(known)
         args = self.trainer.args
         counted = bool(self.trainer.model_accepts_loss_kwargs)
+        exact = self.options is None or self.options.accumulation == "exact"
         return Rule(
             self.reduction,
             part,
             groups,
             len(self.dataset),
             n_groups,
-            counted,
+            counted and (exact or not self.oracle.ignores),
+            exact,
             bool(args.average_tokens_across_devices),
         )
 

@@ -41,7 +41,9 @@ class Rule:
     n_rows: int
     n_groups: int
     counted: bool
-    """Whether the Trainer counts the window for this model; if not, it averages micro-batch means."""
+    """Whether the Trainer's own count of the window is the denominator."""
+    exact: bool
+    """Where it is not: whether the scored places of the window are; if not, micro-batch means are averaged."""
     over_ranks: bool
     """Whether that count is over all ranks."""
 
@@ -141,6 +143,8 @@ class Judge:
         elif self.rule.counted:
             own = np.asarray([s.rank for s in samples])
             total = _sums(own, items * present) * ranks
+        elif self.rule.exact:
+            total = np.full(len(samples), (scored * present).sum())
         else:  # a mean of micro-batch means
             key = np.asarray([s.rank * 1_000_000 + s.batch for s in samples])
             batches = np.asarray([len({t.batch for t in samples if t.rank == s.rank}) for s in samples])

@@ -106,6 +106,8 @@ class Oracle:
         self.parameters = [known[name] for name in self.names]
         self.picks = _picks([p.numel() for p in self.parameters])
         self.shifts: bool | None = None
+        self.ignores = False
+        """Whether the loss is a mean even where the Trainer tells the size of the window."""
         forward = inspect.signature(_base(self.model).forward).parameters
         self.takes = {*forward, *(ALONE if "kwargs" in forward else ())}
 
@@ -145,7 +147,7 @@ class Oracle:
         every, later = int(labels.ne(-100).sum()), int(labels[..., 1:].ne(-100).sum())
         if "shift_labels" in row:
             return every, every
-        if self.shifts is None and every > 1:
+        if self.shifts is None and every:
             self.shifts = self._shifts(row, every, later)
         items = later if getattr(self.trainer, "_loss_shifts_labels", False) else every
         return (later if self.shifts else every), items
@@ -153,12 +155,15 @@ class Oracle:
     @torch.no_grad()
     def _shifts(self, row: dict[str, Any], every: int, later: int) -> bool:
         """Whether the loss scores labels[1:]: its sum over its mean is the number of scored places."""
-        if self.trainer.model_accepts_loss_kwargs and later:
-            mean, total = self._loss(row)[0], self._loss(row, num_items_in_batch=torch.tensor(1.0))[0]
-            ratio = float(total / mean)
-            if abs(ratio - later) < 0.01 or abs(ratio - every) < 0.01:
-                return abs(ratio - later) < 0.01
-        return bool(getattr(self.trainer, "_loss_shifts_labels", False))
+        assumed = bool(getattr(self.trainer, "_loss_shifts_labels", False))
+        if not self.trainer.model_accepts_loss_kwargs or not (later if assumed else every):
+            return assumed
+        mean = float(self._loss(row)[0])
+        ratio = 0.5 * float(self._loss(row, num_items_in_batch=torch.tensor(0.5))[0]) / mean
+        self.ignores = abs(ratio - 0.5) < 1e-3
+        if not self.ignores and every != later:
+            return abs(ratio - later) < abs(ratio - every)
+        return assumed
 
     @torch.no_grad()
     def measure(self, row: dict[str, Any], what: str) -> Measured:

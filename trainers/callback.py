@@ -6,19 +6,24 @@ import logging
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
+from karat.errors import WeightError
 from karat.parts import ElementLoss, Reweighter
 from karat.trainers import attach, checkpoint, checks, host, packed, prepare
+from karat.trainers.books import Books
 from karat.trainers.loss import Reduction
 from karat.trainers.options import Accumulation, Options
 from karat.trainers.routes.pairs import Pairs
 from karat.trainers.step import WeightedStep
 from karat.trainers.weigher import Weigher
 from karat.trainers.windows import WatchedWindows
+
+if TYPE_CHECKING:
+    import polars as pl
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +109,7 @@ class ReweightCallback(TrainerCallback):
         self.history: list[dict[str, Any]] = []
         self.step: WeightedStep | None = None
         self._prepared: prepare.Prepared | None = None
+        self._books: Books | None = None
         self._undo: list[Callable[[], None]] = []
 
     def uninstall(self) -> None:
@@ -122,12 +128,16 @@ class ReweightCallback(TrainerCallback):
         kept = prepare.forward_names(checks.unwrapped(model))
         rows = prepare.rows(self.options, loader, trainer, args, kept)
         reweights = self.reweighter.init(rows.n_rows, len(rows.group_names))
+        books = Books(self.options, rows, args, state)
         if state.global_step > 0:
             folder = found.resumed_from or Path(args.output_dir) / f"checkpoint-{state.global_step}"
             reweights = checkpoint.load(folder, self.reweighter, reweights, rows.group_names)
-        step = prepare.step(self.options, model, trainer, args, Weigher(self.reweighter, reweights))
+            books.load(folder)
+        weigher = Weigher(self.reweighter, reweights)
+        step = prepare.step(self.options, model, trainer, args, weigher, len(rows.group_names))
+        step.seen = books.seen
         self._install(step, rows, loader, trainer, args)
-        self.step, self._prepared, self.history = step, rows, []
+        self.step, self._prepared, self._books, self.history = step, rows, books, []
 
     def _install(
         self, step: WeightedStep, rows: prepare.Prepared, loader: Any, trainer: Any, args: Any
@@ -185,14 +195,14 @@ class ReweightCallback(TrainerCallback):
         """Add the window's figures to the training log."""
         if self.step is None or self._prepared is None or not self._undo or not logs or "loss" not in logs:
             return
-        figures: dict[str, Any] = dict(self.step.record.read(torch.device(args.device)))
+        names = self._prepared.group_names
+        figures: dict[str, float] = self.step.record.read(torch.device(args.device), names)
         if not figures:
             return
-        added = {f"karat/{name}": value for name, value in figures.items() if name != "samples"}
-        if self._prepared.group_names and "q" in self.step.weigher.state:
-            shares = dict(zip(self._prepared.group_names, self.step.weigher.state["q"].tolist(), strict=True))
-            figures["group_weight"] = shares
-            added |= {f"karat/group_weight/{name}": share for name, share in shares.items()}
+        if names and "q" in self.step.weigher.state:
+            shares = self.step.weigher.state["q"].tolist()
+            figures |= {f"group_q/{name}": share for name, share in zip(names, shares, strict=True)}
+        added = {f"karat/{name}": value for name, value in figures.items()}
         logs.update(added)
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(added)
@@ -201,18 +211,28 @@ class ReweightCallback(TrainerCallback):
         )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put the reweighter's state into the checkpoint."""
-        if self.step is None or self._prepared is None or not self._undo or not state.is_world_process_zero:
+        """Put the reweighter's state and the ledger into the checkpoint."""
+        if self.step is None or self._prepared is None or self._books is None or not self._undo:
             return
         trainer: Any = host.find(self).trainer
         trial = getattr(trainer, "_trial", None)
         root = args.output_dir if trainer is None else trainer._get_output_dir(trial=trial)
         folder = Path(root) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
-            checkpoint.save(folder, self.reweighter, self.step.weigher.state, self._prepared.group_names)
-        else:
+        first = state.is_world_process_zero
+        if first and not folder.is_dir():
             log.warning("no folder %s to save the reweighter's state in; it cannot be resumed", folder)
+        elif first:
+            checkpoint.save(folder, self.reweighter, self.step.weigher.state, self._prepared.group_names)
+        self._books.save(folder if first and folder.is_dir() else None)
+
+    def ledger_table(self) -> pl.DataFrame:
+        """Visits, mean weight, first and last loss of each row of the training set, in their order."""
+        if self._books is None:
+            raise WeightError("there was no training yet, so there is no ledger")
+        return self._books.table()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take everything off."""
+        """Write the ledger, and take everything off."""
+        if self._undo and self._books is not None:
+            self._books.close(state.is_world_process_zero)
         self.uninstall()

@@ -80,7 +80,8 @@ class Ledger:
         at = torch.tensor(steps, dtype=torch.int32).repeat_interleave(sizes)
         numbers = [torch.cat(part).cpu() for part in (rows, weights, losses)]
         known, found = tally.by_slot(numbers[0].long(), tally.visits(numbers[1], numbers[2], at))
-        tally.add_at(self._whole, self._slots(known), found)
+        slots = self._slots(known)  # first: it may make room
+        tally.add_at(self._whole, slots, found)
 
     def _learn_names(self) -> None:
         unnamed, self._unnamed = self._unnamed, []
@@ -135,7 +136,8 @@ class Ledger:
         if len(state[_ROW]):
             parts = {name: state[name].cpu() for name in tally.EMPTY}
             known, found = tally.by_slot(state[_ROW].cpu(), parts)
-            tally.add_at(self._whole, self._slots(known), found)
+            slots = self._slots(known)
+            tally.add_at(self._whole, slots, found)
 
     @torch.no_grad()
     def merged(self, device: torch.device | None = None) -> Ledger:

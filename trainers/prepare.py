@@ -122,7 +122,9 @@ def _stream(options: Options, kept: frozenset[str]) -> Prepared:
     return Prepared(facts, 0, options.group_names, None, True, options.weight is not None)
 
 
-def step(options: Options, model: Any, trainer: Any, args: Any, weigher: Weigher) -> WeightedStep:
+def step(
+    options: Options, model: Any, trainer: Any, args: Any, weigher: Weigher, n_groups: int
+) -> WeightedStep:
     """The weighted step by the route that fits; raises WeightError where there is none."""
     base = checks.unwrapped(model)
     reference = None if options.reference is None else Reference.of(options.reference)
@@ -138,6 +140,7 @@ def step(options: Options, model: Any, trainer: Any, args: Any, weigher: Weigher
         element=options.loss,
         reference=reference,
         fused=None if isinstance(route, pairs.Pairs) else fused,
+        n_groups=n_groups,
     )
     if isinstance(route, pairs.Pairs) and (made.scoring.element or reference or made.scoring.norms):
         raise WeightError(
@@ -155,7 +158,7 @@ def _route(options: Options, base: Any, trainer: Any, args: Any) -> Route:
     checks.check_head(base, args)
     family = checks.family_of(base)
     if options.chunked:
-        return Chunked.of(base, family, compiled=bool(args.torch_compile))
+        return Chunked(base, compiled=bool(args.torch_compile))
     if family is None:
         return FromLogits(base)
     return LossHook(base, family, compiled=bool(args.torch_compile))

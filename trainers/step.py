@@ -38,6 +38,7 @@ class WeightedStep:
         element: ElementLoss | None = None,
         reference: Reference | None = None,
         fused: LogProbs | None = None,
+        n_groups: int = 0,
     ) -> None:
         """exact: whether the accumulated step is one mean where the stock trainer takes a mean of means."""
         self.model, self.route, self.weigher, self.reduction = model, route, weigher, reduction
@@ -45,11 +46,11 @@ class WeightedStep:
         self.measure = weigher.reweighter.measure()
         self.scoring = Scoring(element, self.measure == "gradient_norm")
         self.fused = fused
-        self.record = Record(reduction)
+        self.record = Record(reduction, n_groups)
         self.window = Window()
         self.batches = 0
         """Weighted micro-batches since the last optimizer step."""
-        self.seen: Callable[[Cargo, Losses | None, torch.Tensor], None] = lambda *_: None
+        self.seen: Callable[[Cargo, torch.Tensor | None, torch.Tensor], None] = lambda *_: None
         """Told of every weighted micro-batch."""
         self._now: tuple[Route, Cargo] | None = None
 
@@ -162,7 +163,9 @@ class WeightedStep:
     def weigh(self, cargo: Cargo, losses: Losses) -> torch.Tensor:
         """Weights of this rank's samples, [n]; found once for a micro-batch, and the state moves on."""
         if cargo.weights is None:
-            measured = self._measured(cargo, losses)
+            sums, counts = losses.sums(), losses.counts()
+            means = sums / counts
+            measured = means if self.measure == "loss" else self._measured(cargo, losses)
             if self.window.watched:
                 self.window.observe(cargo, measured)
                 cargo.weights = cargo.static.to(measured.device)
@@ -171,22 +174,18 @@ class WeightedStep:
                 cargo.weights = self.window.next()
             else:
                 cargo.weights = self.weigher.weigh(cargo.static, measured, cargo.rows, cargo.groups)
-            self._told(cargo, losses, cargo.weights)
+            groups = cargo.groups if self.record.n_groups else None
+            self.record.add(sums, counts, cargo.static, cargo.weights, groups)
+            self._told(cargo, means, cargo.weights)
         return cargo.weights
 
-    def _told(self, cargo: Cargo, losses: Losses | None, weights: torch.Tensor) -> None:
-        if self.window.watched:
-            return
+    def _told(self, cargo: Cargo, means: torch.Tensor | None, weights: torch.Tensor) -> None:
         self.batches += 1
-        if losses is not None:
-            self.record.add(losses, cargo.static.to(weights.device), weights)
-        self.seen(cargo, losses, weights)
+        self.seen(cargo, means, weights)
 
     def _measured(self, cargo: Cargo, losses: Losses) -> torch.Tensor:
         if self.measure == "gradient_norm":
             return losses.gradient_norms()
-        if self.measure == "loss":
-            return losses.means()
         if cargo.reference is None:
             raise WeightError("no loss of a reference model came along")
         excess = (losses.elements.detach().float() - cargo.reference).clamp(min=0)

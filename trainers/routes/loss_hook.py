@@ -68,10 +68,11 @@ class LossHook(Route):
     def _weighted_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self._now is None:
             raise WeightError("the weighted loss was called outside a training batch")
-        step, cargo = self._now
-        losses = step.placed(cargo, self._losses(step, *args, **kwargs))
-        # Heads that call their loss several times use one set of weights.
-        return step.weighted(cargo, losses)
+        return self._found(*self._now, *args, **kwargs)
+
+    def _found(self, step: WeightedStep, cargo: Cargo, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The scalar loss; heads that call their loss several times use one set of weights."""
+        return step.weighted(cargo, step.placed(cargo, self._losses(step, *args, **kwargs)))
 
     def _losses(self, step: WeightedStep, *args: Any, **kwargs: Any) -> Losses:
         return self.family(*args, **kwargs, scoring=step.scoring)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,9 @@ GOOD: dict[str, Any] = {
         max_grad_norm=0.01,
         dataloader_num_workers=1,
     ),
+    "no loss hook": lambda f: setups.make(
+        f, callbacks=[ReweightCallback()], model=setups.llama(setups.Hookless)
+    ),
     "torch data set": lambda f: setups.make(
         f, Listed(setups.rows(weights=setups.WEIGHTS)), [ReweightCallback()]
     ),
@@ -150,7 +156,7 @@ LOST: dict[str, tuple[Any, str]] = {
     ),
     "stock loss put back": (
         lambda f: setups.make(f, callbacks=[ReweightCallback(), setups.StockLoss()]),
-        "self.loss_function|from step 2 on",
+        "row numbers",
     ),
     "loss tripled": (
         lambda f: setups.make(f, callbacks=[ReweightCallback()], cls=setups.Triples),
@@ -370,3 +376,151 @@ def test_last_parameters_alone(tmp_path: Path) -> None:
     assert last.parameters <= whole.parameters
     with pytest.raises(Unverified, match="do not reach the loss"):
         verify(setups.make(tmp_path), parameters="last")
+
+
+RANKS = """
+import os, sys, torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import verify_setups as setups
+from karat.reweight.online.loss_shape import LinUpper
+from karat.trainers.callback import ReweightCallback
+from karat.trainers.verify import verify_weights
+folder = Path(sys.argv[2])
+options = {"ddp_backend": "gloo", "per_device_train_batch_size": 2}
+cases = {
+    "static": lambda: setups.make(folder, callbacks=[ReweightCallback()], **options),
+    "planted": lambda: setups.make(folder, setups.rows(), [ReweightCallback()], **options),
+    "online": lambda: setups.make(folder, callbacks=[ReweightCallback(LinUpper(temperature=0.4))], **options),
+    "sample": lambda: setups.make(folder, callbacks=[ReweightCallback(reduction="sample")], **options),
+    "own counts": lambda: setups.make(
+        folder, callbacks=[ReweightCallback()], average_tokens_across_devices=False, **options),
+    "rank": lambda: setups.by_hand(folder, "rank", **options),
+    "lost": lambda: setups.by_hand(folder, "lost", **options),
+}
+for name, make in cases.items():
+    trainer = make()
+    found = verify_weights(trainer, raises=False, show=False)
+    agree = next(check for check in found.checks if check.name == "ranks agree")
+    with (folder / f"rank{os.environ['RANK']}.txt").open("a") as out:
+        print(name, found.passed, agree.passed, found.samples, found.reason, file=out, sep="|")
+    if name in ("static", "online"):
+        trainer.train()
+        plain = make()
+        plain.train()
+        same = all(map(torch.equal, trainer.model.state_dict().values(), plain.model.state_dict().values()))
+        with (folder / f"rank{os.environ['RANK']}.txt").open("a") as out:
+            print(name, "then trained", same, file=out, sep="|")
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29757"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    here = str(Path(__file__).parent)
+    subprocess.run([*launch, str(script), here, str(tmp_path)], check=True, timeout=540, env=environment)
+    first, second = ((tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second
+    told = [line.split("|") for line in first.splitlines()]
+    verdicts = {line[0]: line for line in told if len(line) == 5}
+    for name in ("static", "planted", "online", "sample", "own counts"):
+        assert verdicts[name][1:4] == ["True", "True", "16"], verdicts[name]
+    assert "factor of its own for each rank: 1, 2" in verdicts["rank"][4]
+    assert "do not reach the loss" in verdicts["lost"][4]
+    assert [line for line in told if len(line) == 3] == [
+        ["static", "then trained", "True"],
+        ["online", "then trained", "True"],
+    ]
+
+
+MAKER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import torch
+import verify_setups as setups
+
+def good():
+    from karat.trainers import ReweightCallback
+    torch.set_num_threads(1)
+    return setups.make(Path({folder!r}), callbacks=[ReweightCallback()])
+
+def twice():
+    torch.set_num_threads(1)
+    return setups.by_hand(Path({folder!r}), "twice")
+
+def nothing():
+    return None
+
+def crash():
+    return 1 / 0
+
+number = 3
+"""
+
+
+def karat(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "karat", "verify", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from karat.cli import main
+
+    (tmp_path / "train.py").write_text(
+        MAKER.format(here=str(Path(__file__).parent), folder=str(tmp_path / "out"))
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["karat", "verify", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr()
+        return int(stopped.value.code or 0), said.out, said.err
+
+    code, out, _ = run("train.py:good", "--steps", "1")
+    assert code == 0
+    assert "weights reach the gradient" in out
+    assert "1 steps, 6 rows" in out
+    code, out, _ = run("train.py:twice")
+    assert code == 1
+    assert "weights are applied twice" in out
+    for target, said in (
+        ("train.py:crash", "ZeroDivisionError"),
+        ("train.py:nothing", "returned NoneType, not a Trainer"),
+        ("train.py:number", "not a function"),
+        ("train.py:god", "did you mean 'good'?"),
+        ("nowhere.py:good", "there is no such file"),
+        ("no_such_module_here:good", "No module named"),
+        ("train.py", "FILE.py:FUNCTION"),
+        ("none.yaml", "none.yaml"),
+    ):
+        code, _, err = run(target)
+        assert code == 2, target
+        assert said in err, (target, err)
+        assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_config_on_the_command_line(tmp_path: Path) -> None:
+    lines = [f'{{"id": "{i}", "text": "row number {i} tells {"a lot " * (i % 7)}"}}' for i in range(80)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "c.yaml").write_text(
+        "name: t\ndata: {path: rows.jsonl}\nreference: {path: rows.jsonl}\nevaluate: 50%\n"
+        "scorers: [{kind: length}]\nselect: {kind: top_k, by: length.characters, budget: 50%}\n"
+        "train: {model: tiny, steps: 4, batch_size: 4, max_length: 32, reweighter: {kind: lin_upper}}\n"
+    )
+    done = karat("c.yaml", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "gradient, probe weights" in done.stdout
+    (tmp_path / "d.yaml").write_text((tmp_path / "c.yaml").read_text().rsplit("train", 1)[0])
+    missing = karat("d.yaml", folder=tmp_path)
+    assert missing.returncode == 2
+    assert "no training stage" in missing.stderr

@@ -164,16 +164,11 @@ class Halves(Trainer):
 
 
 class StockLoss(TrainerCallback):
-    """Puts the model's own loss back after the first step."""
+    """Takes every hook off the model after the first step, karat's with its own."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 1:
-            model = kwargs["model"]
-
-            def back(module: Any, *_: Any) -> None:
-                module.__dict__.pop("_loss_function", None)
-
-            self.handle = model.register_forward_pre_hook(back)
+            kwargs["model"]._forward_pre_hooks.clear()
 
 
 class Doubles(TrainerCallback):
@@ -185,7 +180,9 @@ class Doubles(TrainerCallback):
 
 
 class Fused(LlamaForCausalLM):
-    """Computes its loss in one kernel, without the hook."""
+    """Computes its loss in one kernel, without the hook and without logits to show."""
+
+    shows = False
 
     def forward(
         self, input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **more: Any
@@ -197,7 +194,15 @@ class Fused(LlamaForCausalLM):
                 output.logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="sum"
             )
             output["loss"] = total / (labels[:, 1:].ne(-100).sum() if items is None else items)
+            if not self.shows:
+                output["logits"] = None
         return output
+
+
+class Hookless(Fused):
+    """The same with logits."""
+
+    shows = True
 
 
 def reverse(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -161,7 +161,8 @@ class _Verifying:
         scaled = self.given.scaled
         statics = [statics_of(judge.samples, scaled)]
         trials, named = [real], [(self.given.raw, scaled)]
-        probe = self._probe(statics[0]) if not self.explicit else None
+        seen = [sample.row for window in judge.samples for sample in window]
+        probe = self._probe(statics[0], seen) if not self.explicit else None
         if probe is not None:
             trial = self._trial(rows_of.planted(self.dataset, self._planted_column(), probe))
             if trial.refusal is not None:
@@ -215,7 +216,7 @@ class _Verifying:
     def _planted_column(self) -> str:
         return self.given.column or self.column or "weight"
 
-    def _probe(self, statics: Sequence[Array]) -> Array | None:
+    def _probe(self, statics: Sequence[Array], seen: Sequence[int]) -> Array | None:
         """Probe weights, where the real ones would not show that they are lost."""
         here = np.concatenate(statics)
         differ = here.size > 1 and float(here.std()) > 0.05 * float(here.mean() or 1)
@@ -226,7 +227,7 @@ class _Verifying:
             return None  # weights are switched off, or rows have no names to put one under
         why = "no row of weight 0 is among them" if differ else "they hardly differ"
         self.notes.append(f"in these steps {why}: probe weights with seed {self.seed} were tried as well")
-        return rows_of.probe_weights(len(self.dataset), self.seed)
+        return rows_of.probe_weights(len(self.dataset), self.seed, seen)
 
     def _facts(self, raw: Array, scaled: Array) -> Facts:
         args = self.trainer.args

@@ -104,12 +104,16 @@ def _absent(guess: Guesses) -> Check:
     zeros = sum(int((window.static == 0).sum()) for window in guess.found)
     if not zeros:
         return Check("weight 0 is absent", None, "no such row", "in these steps or in the data")
-    error = max(window.error for window in guess.found if (window.static == 0).any())
+    right = all(window.error <= guess.facts.tolerance for window in guess.found)
+    acted = 0
+    for (solved, _), window in zip(guess.solved, guess.found, strict=True):
+        if solved is not None:
+            acted += int((np.abs(np.nan_to_num(solved[window.static == 0])) > guess.slack).sum())
     return Check(
         "weight 0 is absent",
-        error <= guess.facts.tolerance,
-        f"{zeros} rows",
-        "not in the sum, and not in its denominator",
+        True if right else False if acted else None,
+        f"{acted} of {zeros} rows act" if acted else f"{zeros} rows",
+        "not in the sum, and not in its denominator" if right else "",
     )
 
 

@@ -85,11 +85,20 @@ def given_weights(dataset: Any, column: str | None, weights: Any) -> Given:
     return Given(raw, None if weights is not None else found)
 
 
-def probe_weights(n: int, seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Pseudo-random weights between 1/4 and 4, about one in five 0; exact in float32."""
+def probe_weights(n: int, seed: int, seen: Sequence[int] = ()) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Pseudo-random weights between 1/4 and 4, about one in five 0; exact in float32.
+
+    seen: the rows that will be looked at, of which one at least gets 0.
+    """
     draw = np.random.default_rng(seed)
     values = np.float64(np.float32(4.0 ** draw.uniform(-1, 1, n)))
-    return np.where(draw.random(n) < ZEROS, 0.0, values) if n > 1 else values
+    weights = np.where(draw.random(n) < ZEROS, 0.0, values)
+    rows = sorted(set(seen))
+    if len(rows) > 1 and (weights[rows] > 0).all():
+        weights[rows[1]] = 0.0
+    if (weights[rows] == 0).all():
+        weights[rows[:1]] = 1.0
+    return np.asarray(weights)
 
 
 class Planted(torch.utils.data.Dataset[Any]):

@@ -1,17 +1,17 @@
 """What weights cost: step time and peak memory of the stock Trainer and of the same Trainer with weights.
 
-    python bench/training_overhead.py [--rounds 12] > bench/results/training_overhead.md
+    python bench/training_overhead.py [--steps 20] > bench/results/training_overhead.md
 
-Times come from one process in which the arms take turns, a few steps each, in a new order every round;
-a ratio is that of an arm to stock in the same round, and its interval a bootstrap over rounds. Peak memory
-comes from a fresh process for each arm. With a GPU the arms also run in bfloat16, compiled, and beside
+Times come from one process in which the arms take turns, one optimizer step each; a ratio is that of an
+arm to stock in the same turn, and its interval a bootstrap over turns. Peak memory comes from a fresh
+process for each arm. With a GPU the arms also run in bfloat16, compiled, and beside
 Liger's fused kernels.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
+import importlib.util
 import inspect
 import json
 import os
@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,16 +57,17 @@ def arms(gpu: bool) -> list[Arm]:
         for suffix, options in sets.items()
         for name, weights in ways.items()
     ]
-    if gpu:
-        made.append(Arm("stock with Liger's fused loss", None, {"bf16": True, "use_liger_kernel": True}))
+    if gpu and importlib.util.find_spec("liger_kernel"):
+        fused = {"rope": False, "rms_norm": False, "swiglu": False, "fused_linear_cross_entropy": True}
+        liger = {"bf16": True, "use_liger_kernel": True, "liger_kernel_config": fused}
+        made.append(Arm("stock with Liger's fused loss", None, liger))
     return made
 
 
 def main() -> None:
     """Measure memory, then time, and print a page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of an arm in a round")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each arm")
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
@@ -79,12 +81,14 @@ def main() -> None:
     every = arms(torch.cuda.is_available())
     if wanted.only:
         arm = next(one for one in every if one.name == wanted.only)
-        steps(arm, wanted)
+        train(arm, argparse.Namespace(**{**vars(wanted), "steps": 2}), Turns([arm.name]))
         print(json.dumps(peak_bytes()))
         return
     peaks = {arm.name: fresh(arm, sys.argv[1:]) for arm in every}
     load = os.getloadavg()[0]
-    times = in_turns(every, wanted)
+    times: dict[str, list[tuple[float, float]]] = {}
+    for against in dict.fromkeys(arm.against for arm in every):  # Trainers of one process share their options
+        times |= in_turns([arm for arm in every if arm.against == against], wanted)
     print(page(wanted, every, peaks, times, (load, os.getloadavg()[0])))
 
 
@@ -106,21 +110,52 @@ def peak_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
+class Turns:
+    """Lets the threads of several Trainers run one step at a time, each in its turn, and times the steps."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names, self.turn, self.changed = list(names), 0, threading.Condition()
+        self.times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+        self._begun = (0.0, 0.0)
+
+    def take(self, name: str) -> None:
+        """Wait until it is this arm's turn."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.names[self.turn] == name)
+        self._begun = now()
+
+    def pass_on(self, name: str) -> None:
+        """Note the time of what this arm did in its turn, and let the next one go on."""
+        times = [after - before for after, before in zip(now(), self._begun, strict=True)]
+        self.times[name].append((times[0], times[1]))
+        with self.changed:
+            self.turn = (self.turn + 1) % len(self.names)
+            self.changed.notify_all()
+
+
+def now() -> tuple[float, float]:
+    """CPU and wall seconds, with the GPU's work done."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.process_time(), time.perf_counter()
+
+
 def in_turns(every: list[Arm], wanted: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """(CPU seconds, wall seconds) of a step, for each arm and round."""
-    order, draw = list(every), random.Random(0)  # noqa: S311
-    times: dict[str, list[tuple[float, float]]] = {arm.name: [] for arm in every}
-    for number in range(wanted.rounds):
-        draw.shuffle(order)
-        for arm in order:
-            times[arm.name].append(steps(arm, wanted))
-            gc.collect()
-        print(f"round {number + 1} of {wanted.rounds}", file=sys.stderr)
-    return times
+    """(CPU seconds, wall seconds) of each step of each arm, the first steps left out."""
+    turns = Turns([arm.name for arm in every])
+    threads = [threading.Thread(target=train, args=(arm, wanted, turns), daemon=True) for arm in every]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # A turn ends at on_step_end: the first has the start of training in it, the last its end.
+    return {name: times[1 + WARM_UP : 1 + WARM_UP + wanted.steps] for name, times in turns.times.items()}
 
 
-def steps(arm: Arm, wanted: argparse.Namespace) -> tuple[float, float]:
-    """Train an arm from the same start; CPU and wall seconds of a step, the first left out."""
+def train(arm: Arm, wanted: argparse.Namespace, turns: Turns) -> None:
+    """Train an arm, a step in each of its turns; data, forward, backward, optimizer and log all count."""
     import torch
     import transformers
 
@@ -129,21 +164,17 @@ def steps(arm: Arm, wanted: argparse.Namespace) -> tuple[float, float]:
     transformers.utils.logging.set_verbosity_error()
 
     class Clock(transformers.TrainerCallback):
-        """Starts after the warm-up; data, forward, backward, optimizer and logging all count."""
-
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step in (WARM_UP, WARM_UP + wanted.steps):
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                marks.append((time.process_time(), time.perf_counter()))
+            turns.pass_on(arm.name)
+            turns.take(arm.name)
 
-    marks: list[tuple[float, float]] = []
+    turns.take(arm.name)
     callbacks: list[Any] = [] if arm.weights is None else [ReweightCallback(**arm.weights)]
     with tempfile.TemporaryDirectory() as folder:
         args = transformers.TrainingArguments(
             folder,
             per_device_train_batch_size=wanted.batch,
-            max_steps=WARM_UP + wanted.steps,
+            max_steps=1 + WARM_UP + wanted.steps,
             logging_steps=1,
             save_strategy="no",
             report_to=[],
@@ -160,8 +191,7 @@ def steps(arm: Arm, wanted: argparse.Namespace) -> tuple[float, float]:
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-    (cpu, wall), (cpu_after, wall_after) = marks
-    return (cpu_after - cpu) / wanted.steps, (wall_after - wall) / wanted.steps
+    turns.pass_on(arm.name)
 
 
 def model(wanted: argparse.Namespace) -> Any:
@@ -186,14 +216,14 @@ def data(wanted: argparse.Namespace) -> Any:
     import datasets
     import numpy as np
 
-    draw, rows = np.random.default_rng(0), wanted.batch * (WARM_UP + wanted.steps)
+    draw, rows = np.random.default_rng(0), wanted.batch * (1 + WARM_UP + wanted.steps)
     ids = draw.integers(wanted.vocabulary, size=(rows, wanted.length))
     columns = {"input_ids": ids, "labels": ids, "weight": draw.uniform(0.5, 1.5, rows)}
     return datasets.Dataset.from_dict({name: value.tolist() for name, value in columns.items()})
 
 
 def ratio(ours: list[float], stock: list[float]) -> str:
-    """Median of paired ratios, and its 95% interval over resampled rounds."""
+    """Median of paired ratios, and its 95% interval over resampled turns."""
     pairs = [one / other for one, other in zip(ours, stock, strict=True)]
     draw = random.Random(0)  # noqa: S311
     medians = sorted(statistics.median(draw.choices(pairs, k=len(pairs))) for _ in range(2000))
@@ -219,13 +249,13 @@ def page(
         "",
         f"`python bench/training_overhead.py {' '.join(sys.argv[1:])}`".replace(" `", "`") + ": a Llama, "
         f"layers × width {wanted.layers} × {wanted.width} with a vocabulary of {wanted.vocabulary:,}, "
-        f"batches of {wanted.batch} rows of {wanted.length} tokens (logits of {logits:.0f} MiB in float32), AdamW, "
-        f"{'bfloat16' if gpu else 'float32'}, logged every step; {machine}, Python "
+        f"batches of {wanted.batch} rows of {wanted.length} tokens (logits of {logits:.0f} MiB in float32), "
+        f"AdamW, {'bfloat16' if gpu else 'float32'}, logged every step; {machine}, Python "
         f"{platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, "
         f"{time.strftime('%Y-%m-%d')}.",
         "",
-        f"{wanted.rounds} rounds of {wanted.steps} steps, the arms in turns; ratios are medians of pairs "
-        f"from one round, with 95% intervals over rounds. The load average was {load[0]:.1f} before and "
+        f"{wanted.steps} steps of each arm, the arms in turns; ratios are medians of pairs from one turn, "
+        f"with 95% intervals over turns. The load average was {load[0]:.1f} before and "
         f"{load[1]:.1f} after, so the machine was {'quiet' if max(load) < 1.5 else 'not quiet'}.",
         f"Peak memory: {'allocated on the GPU' if gpu else 'resident'}, in a process for each arm.",
         "",

@@ -48,7 +48,7 @@ class TrainingLedger(ItemScorer):
     path: Path = Field(description="karat_ledger.parquet, a run's ledger.parquet, or the folder of either")
 
     def columns(self) -> dict[str, pl.DataType]:
-        """Visits, mean weight over them, nats per scored token at the first and the last, their difference."""
+        """Visits, mean weight over them, nats per scored token at the last and the first, the difference."""
         return {
             "ledger.visits": pl.Int64(),
             "ledger.mean_weight": pl.Float64(),

@@ -39,6 +39,32 @@ def write(rows: list[tuple[str, str, int]], name: str) -> str:
     return str(path)
 
 
+def write_ledger(rows: list[tuple[str, str, int]], name: str) -> str:
+    """The ledger of a made-up training: an item was visited once for each response."""
+    import polars as pl
+
+    schema = {"subject": pl.String, "item": pl.String, "correct": pl.Int64}
+    right, visits = pl.col("correct").sum(), pl.len().cast(pl.UInt32)
+    table = pl.DataFrame(rows, schema, orient="row").group_by("item", maintain_order=True)
+    ledger = table.agg(
+        visits.alias("visits"),
+        mean_weight=(right + 1) / visits,
+        last_loss=visits - right + 0.5,
+        first_loss=visits + 2.25,
+        last_step=visits,
+    )
+    path = FOLDER / f"{name}-ledger.parquet"
+    ledger.rename({"item": "id"}).write_parquet(path)
+    return str(path)
+
+
+def on(settings: dict[str, Any], rows: list[tuple[str, str, int]], name: str) -> dict[str, Any]:
+    """The same settings on other responses."""
+    if "responses" in settings:
+        return settings | {"responses": write(rows, name)}
+    return settings | {"path": write_ledger(rows, name)}
+
+
 TABLE = write(responses(), "responses")
 OTHER = write(responses()[::2], "other")
 WEAK = {"slope_prior": {"kind": "log_normal", "sd": 0.5}, "intercept_prior": {"kind": "normal", "sd": 3.0}}
@@ -52,6 +78,7 @@ ITEM_SAMPLES: dict[str, list[dict[str, Any]]] = {
         {"responses": TABLE, "dimensions": 2, "slope_prior": {"kind": "normal"}, "max_iterations": 50},
     ],
     "glicko2": [{"responses": TABLE}, {"responses": TABLE, "period": 60, "shuffle": 1}],
+    "ledger": [{"path": write_ledger(responses(), "responses")}],
     "dart": [{"responses": TABLE}, {"responses": TABLE, "sampling": "inverse"}],
 }
 ITEM_CHANGES: dict[str, dict[str, Any]] = {

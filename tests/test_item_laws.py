@@ -8,12 +8,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from item_samples import ITEM_CHANGES, ITEM_SAMPLES, NAMES, responses, write
+from item_samples import ITEM_CHANGES, ITEM_SAMPLES, NAMES, responses
+from item_samples import on as settings_on
 from part_laws import check_described, check_round_trips, digests_elsewhere
 
 from karat.errors import KaratError
 from karat.fitting import Fitting
-from karat.measured import ABSENT, Measured, join, keep_measured, kept_measured, measure
+from karat.measured import Measured, join, keep_measured, kept_measured, measure
 from karat.parts import ItemScorer
 from karat.registry import load
 from karat.rows import VIEW
@@ -33,7 +34,7 @@ def view(ids: list[str]) -> pl.DataFrame:
 
 def on(scorer: ItemScorer, rows: list[tuple[str, str, int]], name: str) -> ItemScorer:
     """The same scorer on other responses."""
-    found: ItemScorer = load({**scorer.model_dump(mode="json"), "responses": write(rows, name)}, ItemScorer)
+    found: ItemScorer = load(settings_on(scorer.model_dump(mode="json"), rows, name), ItemScorer)
     return found
 
 
@@ -64,7 +65,8 @@ def test_the_output_is_as_declared(scorer: ItemScorer) -> None:
     assert table["id"].to_list() == IDS
     named = set(NAMES) - {""}
     absent = [name not in named for name in IDS]
-    assert (table[scorer.status_column()] == ABSENT).fill_null(value=False).to_list() == absent
+    told = f"{scorer.lack} for this item"
+    assert (table[scorer.status_column()] == told).fill_null(value=False).to_list() == absent
     for column in scorer.columns():
         assert column.startswith(f"{scorer.kind}.")
         assert not table[column].is_null().all()

@@ -19,7 +19,10 @@ from karat.errors import WeightError
 from karat.parts import Reweighter
 from karat.registry import members, resolve
 from karat.reweight.online.chain import Chain
+from karat.reweight.online.chi2 import Chi2
 from karat.reweight.online.curriculum import Curriculum
+from karat.reweight.online.cvar import Cvar
+from karat.reweight.online.doremi import DoReMi
 from karat.reweight.online.group_dro import GroupDro
 from karat.reweight.online.importance_sampling import ImportanceSampling
 from karat.reweight.online.info_batch import InfoBatch
@@ -51,6 +54,24 @@ MEMBERS: list[Reweighter] = [
     GroupDro(),
     GroupDro(step_size=1.0, ema=0.3),
     GroupDro(step_size=0.5, adjustment=2.0),
+    KlDro(rho=0.3),
+    KlDro(rho=0.3, scope="running", memory=32),
+    KlDro(rho=0.5, temperature=0.4, scope="window", min_ess=0.7),
+    Cvar(alpha=0.29),
+    Cvar(alpha=0.29, scope="running", memory=32),
+    Cvar(alpha=0.5, temperature=0.7, scope="window", max_weight=1.5),
+    Cvar(alpha=0.5, temperature=0.7, scope="running", memory=8),
+    Chi2(rho=1.0),
+    Chi2(rho=1.0, scope="running", memory=32),
+    Chi2(temperature=0.4, scope="window", warmup_steps=1),
+    Chi2(rho=0.2, temperature=2.0, scope="running", memory=8),
+    GroupDro(step_size=1.0, ema=0.3, scope="running"),
+    GroupDro(alpha=0.4, ema=0.5),
+    GroupDro(alpha=0.4, scope="window"),
+    GroupDro(alpha=0.4, scope="running"),
+    DoReMi(),
+    DoReMi(scope="running"),
+    DoReMi(step_size=0.3, smoothing=0.0, scope="window"),
     GroupDro(step_size=3.0, scope="running", max_weight=1.4),
     Curriculum(steps=3),
     Curriculum(ease="score", scope="window", max_weight=1.5),
@@ -270,7 +291,9 @@ def test_adding_a_constant_to_all_losses_changes_no_weight(member: Any, losses: 
     assert torch.allclose(a, b, rtol=2e-4, atol=1e-6)
 
 
-def stream(member: Reweighter, steps: int) -> list[tuple[torch.Tensor, ...]]:
+def stream(
+    member: Reweighter, steps: int
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Batches of losses, static weights, groups and rows, some rows twice over time."""
     draw = torch.Generator().manual_seed(steps)
     batches = []
@@ -292,6 +315,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(member: Any) -> None:
         b, resumed = run(member, losses, static, groups, resumed, rows)
         assert torch.equal(a, b)
     assert same(straight, resumed)
+
+
+@every
+def test_no_update_waits_for_the_device(member: Any) -> None:
+    # Tensors on "meta" have no values: whatever asks for one, an item or a boolean index, raises.
+    state = {name: value.to("meta") for name, value in member.init(100, GROUPS).items()}
+    batch = (torch.ones(4), torch.rand(4), torch.arange(4), torch.arange(4) % GROUPS)
+    weights, losses, rows, groups = (value.to("meta") for value in batch)
+    for _ in range(2):
+        weights, state = member.update(weights, losses, rows, state, groups)
+    assert weights.device.type == "meta"
+    assert all(value.device.type == "meta" for value in state.values())
 
 
 @every

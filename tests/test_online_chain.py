@@ -99,6 +99,13 @@ def test_a_chain_is_written_in_yaml() -> None:
     assert chain.digest() != chain.model_copy(update={"max_weight": None}).digest()
 
 
+def test_a_part_of_other_code_is_another_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = Chain(parts=(LinUpper(),))
+    before = chain.digest()
+    monkeypatch.setattr(LinUpper, "digest", lambda self: "another formula")
+    assert chain.digest() != before
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -22,7 +22,7 @@ GRADIENTS = np.random.default_rng(0).normal(size=(4, 3))
 
 def test_the_correction_is_unbiased_over_all_draws() -> None:
     p = probabilities(SCORES, ALL).double().numpy()
-    weight = {}
+    weight: dict[int, float] = {}
     for seed in range(60):
         drawn, weights = importance_weights(SCORES, 2, seed, step=seed)
         weight |= dict(zip(drawn.tolist(), weights.tolist(), strict=True))
@@ -114,7 +114,7 @@ def test_the_running_rule_is_unbiased_over_all_draws(monkeypatch: pytest.MonkeyP
 def test_it_draws_once_the_average_of_tau_is_high_enough() -> None:
     part = ImportanceSampling(threshold=1.5, rate=0.5)
     skewed, flat = torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 9.0]), torch.ones(8)
-    state, tau = part.init(9), None
+    state, tau = part.init(9), 0.0
     for step, scores in enumerate([flat, skewed, flat, flat, flat, skewed, skewed]):
         weights, state = part.update(torch.ones(8), scores, torch.arange(8), state)
         now = math.sqrt(8) if scores is skewed else 1.0

@@ -64,7 +64,7 @@ def test_absent_samples_are_not_lifted() -> None:
 @settings(max_examples=60, deadline=None)
 @given(values=weights, share=st.floats(0.02, 1))
 def test_a_floor_mixes_as_little_as_needed(values: list[float], share: float) -> None:
-    online = torch.tensor(values) / np.mean(values)
+    online = torch.tensor(values) / float(np.mean(values))
     found = floored(online, torch.ones(len(values), dtype=torch.bool), share).double()
     exact = online.double()
 
@@ -114,4 +114,4 @@ def test_impossible_limits_are_refused() -> None:
         with pytest.raises(ValidationError):
             LinUpper(**settings_)
     with pytest.raises(ValidationError, match="micro-batch"):
-        LinUpper(scope="epoch")  # type: ignore[arg-type]
+        LinUpper(scope="epoch")

@@ -1,5 +1,7 @@
 """Schedules by hand; the shapes of Sow et al. under a schedule, clipped, and with a memory."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import math
@@ -11,6 +13,8 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from karat.config import from_yaml
+from karat.errors import ConfigError
 from karat.parts import Reweighter
 from karat.registry import load
 from karat.reweight.online.loss_shape import LinUpper
@@ -36,6 +40,7 @@ def test_values_by_hand() -> None:
 
 
 def test_schedules_must_stay_in_range() -> None:
+    wrong: Any
     for wrong in ({"start": 0, "end": 1, "steps": 3}, {"start": 1, "end": -1, "steps": 3}, 0, -1):
         with pytest.raises(ValidationError):
             LinUpper.model_validate({"temperature": wrong})
@@ -91,3 +96,33 @@ def test_two_samples_are_told_apart_only_with_a_memory() -> None:
     assert weigh(LinUpper(), batches)[1] == pytest.approx([0.5379, 1.4621], abs=1e-4)
     middle = weigh(LinUpper(scope="running"), batches)[1]
     assert middle[1] / middle[0] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("reweighter", "expected"),
+    [
+        ("{kind: lin_upper, temperature: {start: 1, ends: 2, steps: 3}}", ["temperature.end: is missing", "temperature.ends: unknown"]),
+        ("{kind: lin_upper, temperature: {start: 1, end: 0, steps: 3}}", ["temperature: must be above 0 at the start and at the end"]),
+        ("{kind: lin_upper, temperature: -1}", ["temperature: must be greater than 0, not -1"]),
+        ("{kind: lin_upper, temperature: hot}", ["temperature: must be a number, not 'hot'"]),
+        ("{kind: lin_upper, scope: epoch}", ["scope: must be 'micro-batch', 'window' or 'running', not 'epoch'"]),
+        ("{kind: chain, parts: [{kind: lin_upper, temprature: 3}]}", ["parts.0.temprature: unknown key; did you mean 'temperature'?"]),
+        ("{kind: chain, parts: [kl_dro, {kind: kl_dro, scope: window}]}", ["reweighter: parts must have one scope; kl_dro: micro-batch, kl_dro: window"]),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_config_are_told_in_its_words(reweighter: str, expected: list[str]) -> None:
+    text = f"""
+name: c
+data: {{path: p.jsonl}}
+scorers: [length]
+select: {{kind: top_k, by: length.tokens, budget: 10%}}
+evaluate: {{path: e.jsonl}}
+train: {{model: tiny, reweighter: {reweighter}}}
+"""
+    with pytest.raises(ConfigError) as caught:
+        from_yaml(text, "c.yaml")
+    told = str(caught.value).splitlines()
+    assert len(told) == len(expected)
+    for line, part in zip(told, expected, strict=True):
+        assert line.startswith("c.yaml:7, key train.reweighter")
+        assert part in line

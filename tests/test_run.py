@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -116,6 +117,18 @@ def test_new_rows_are_scored_alone(folder: Path, prefect_home: Path) -> None:
     assert selection["id"][100] == "new"
 
 
+def _check_ledger(folder: Path, record: dict[str, Any], said: str) -> None:
+    """The selection's rows are in it, visited as often as there were places in the first seed's batches."""
+    out = folder / "runs" / "c"
+    assert (record["training"]["ledger"], "ledger.parquet" in said) == ("ledger.parquet", True)
+    assert "ledger.parquet" in record["outputs"]
+    ledger, selection = (pl.read_parquet(out / f"{name}.parquet") for name in ("ledger", "selection"))
+    assert ledger["id"].to_list() == selection.filter(pl.col("weight") > 0)["id"].to_list()
+    assert ledger["visits"].sum() == 2 * 2
+    seen = ledger.filter(pl.col("visits") > 0)["id"][0]
+    assert "training: 1 visit" in karat(folder, "explain", "runs/c", seen).stdout
+
+
 def test_training_compares_the_selection_with_its_controls(folder: Path, prefect_home: Path) -> None:
     train = (
         "train={model: tiny, steps: 2, batch_size: 2, max_length: 32, seeds: [3, 4, 5], evaluate_rows: 2, "
@@ -139,6 +152,7 @@ def test_training_compares_the_selection_with_its_controls(folder: Path, prefect
     assert "held-out bits per byte" in done.stdout
     assert record["counts"]["heldout"] == 10
 
+    _check_ledger(folder, record, done.stdout)
     again = karat(folder, "run", "c.yaml", "evaluate=50%", train, "--fresh", home=prefect_home)
     assert "0 models trained, 9 in the store" in again.stderr
     assert json.loads((folder / "runs" / "c" / "run.json").read_text())["training"] == training

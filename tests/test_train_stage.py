@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from karat.errors import ConfigError, DataError
+from karat.ledger_file import read_ledger
 from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.blocks import Collate, blocks, split
 from karat.trainers.byte_tokenizer import BOS, EOS, PAD, VOCABULARY, byte_tokenizer
@@ -256,11 +257,37 @@ def test_an_arm_writes_a_model_that_loads(arm: Arm) -> None:
     assert bits_per_byte(lm, held, 16) == pytest.approx(result.final, rel=1e-6)
 
 
+def test_an_arm_keeps_the_ledger_of_its_rows(arm: Arm) -> None:
+    """5 steps of 2 blocks; every row has 5 blocks of at most 16 tokens, of 66 or 69 bytes and two marks."""
+    table = read_ledger(arm[0] / "ledger.parquet")
+    assert table["id"].to_list() == POOL["id"].to_list()
+    assert table["visits"].sum() == 5 * 2
+    assert table["entries"].to_list() == [math.ceil((len(t.encode()) + 1) / 15) for t in POOL["text"]]
+    seen = table.filter(pl.col("visits") > 0)
+    # No reweighter: the weight of a row is its own, scaled to a mean of one over the blocks.
+    blocks = pl.Series(table["entries"]).cast(pl.Float64)
+    mean = (POOL["weight"] * blocks).sum() / blocks.sum()
+    weights = seen.join(POOL, on="id", maintain_order="left")["weight"] / mean
+    assert seen["mean_weight"].to_list() == pytest.approx(weights.to_list(), rel=1e-6)
+    assert seen["last_step"].max() == 5
+    # A model of 259 tokens that knows nothing yet is near their entropy.
+    assert 3 < float(seen["first_loss"].max()) < 2 * math.log(259)  # type: ignore[arg-type]
+
+
+def test_rows_that_cannot_train_are_in_the_ledger_with_no_entry(tmp_path: Path) -> None:
+    rows = frame(("a", "some text " * 4, 1.0, None), ("b", "", 1.0, None), ("c", "more text", 0.0, None))
+    train_arm(rows, HELD, QUICK.model_copy(update={"steps": 1}), 1, tmp_path)
+    table = read_ledger(tmp_path / "ledger.parquet")
+    assert table.select("id", "visits", "entries").rows() == [("a", 2, 3), ("b", 0, 0), ("c", 0, 0)]
+
+
 def test_the_same_seed_gives_the_same_bits(arm: Arm, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     again = train_arm(POOL, HELD, QUICK, 1, tmp_path / "again")
     assert again == arm[1]
     assert digest(tmp_path / "again") == digest(arm[0])
+    ledgers = [(folder / "ledger.parquet").read_bytes() for folder in (tmp_path / "again", arm[0])]
+    assert ledgers[0] == ledgers[1]
     assert torch.equal(state, torch.get_rng_state())
     assert train_arm(POOL, HELD, QUICK, 2, tmp_path / "other").final != arm[1].final
 

@@ -15,14 +15,26 @@ if TYPE_CHECKING:
     from karat.trainers.callback import ReweightCallback as ReweightCallback
     from karat.trainers.curriculum import CurriculumSampler as CurriculumSampler
     from karat.trainers.curriculum import curriculum_sampler as curriculum_sampler
+    from karat.trainers.fit_loop import FitSettings as FitSettings
+    from karat.trainers.fit_loop import fit as fit
     from karat.trainers.follow import follow_curriculum as follow_curriculum
+    from karat.trainers.loop import weighted_step as weighted_step
+    from karat.trainers.model_losses import ModelLosses as ModelLosses
+    from karat.trainers.pruned import PrunedSampler as PrunedSampler
+    from karat.trainers.weigher import Weigher as Weigher
 
 __getattr__ = lazy_members(
     __name__,
     {
         "CurriculumSampler": "karat.trainers.curriculum:CurriculumSampler",
+        "PrunedSampler": "karat.trainers.pruned:PrunedSampler",
+        "FitSettings": "karat.trainers.fit_loop:FitSettings",
+        "ModelLosses": "karat.trainers.model_losses:ModelLosses",
         "ReweightCallback": "karat.trainers.callback:ReweightCallback",
+        "Weigher": "karat.trainers.weigher:Weigher",
         "curriculum_sampler": "karat.trainers.curriculum:curriculum_sampler",
+        "fit": "karat.trainers.fit_loop:fit",
         "follow_curriculum": "karat.trainers.follow:follow_curriculum",
+        "weighted_step": "karat.trainers.loop:weighted_step",
     },
 )

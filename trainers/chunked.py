@@ -140,7 +140,7 @@ class ChunkedHead:
             raise self._refused("its output layer does more than multiply")
         if layer._forward_hooks or layer._forward_pre_hooks:
             raise self._refused("its output layer has hooks, which would see states in place of logits")
-        if weight.ndim != 2 or weight.numel() == 0 or isinstance(weight, torch.distributed.tensor.DTensor):
+        if weight.ndim != 2 or weight.numel() == 0 or hasattr(weight, "device_mesh"):
             raise self._refused("its output layer is split over ranks")
 
     @torch.no_grad()

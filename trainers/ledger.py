@@ -79,8 +79,11 @@ class Ledger:
         sizes = torch.tensor([len(part) for part in rows])
         at = torch.tensor(steps, dtype=torch.int32).repeat_interleave(sizes)
         numbers = [torch.cat(part).cpu() for part in (rows, weights, losses)]
-        known, found = tally.by_slot(numbers[0].long(), tally.visits(numbers[1], numbers[2], at))
-        slots = self._slots(known)  # first: it may make room
+        self._take(numbers[0].long(), tally.visits(numbers[1], numbers[2], at))
+
+    def _take(self, rows: torch.Tensor, parts: tally.Tally) -> None:
+        known, found = tally.by_slot(rows, parts)
+        slots = self._slots(known)  # first: a stream gets room in it
         tally.add_at(self._whole, slots, found)
 
     def _learn_names(self) -> None:
@@ -134,10 +137,7 @@ class Ledger:
         if self._names is not None:
             self._names.learn(state[_ROW].tolist(), ledger_names.unpacked(state[_IDS], state[_ENDS]))
         if len(state[_ROW]):
-            parts = {name: state[name].cpu() for name in tally.EMPTY}
-            known, found = tally.by_slot(state[_ROW].cpu(), parts)
-            slots = self._slots(known)
-            tally.add_at(self._whole, slots, found)
+            self._take(state[_ROW].cpu(), {name: state[name].cpu() for name in tally.EMPTY})
 
     @torch.no_grad()
     def merged(self, device: torch.device | None = None) -> Ledger:

@@ -79,9 +79,8 @@ def train_arm(
     Writes model.safetensors with its config and tokenizer into `out_dir`, ledger.parquet with the visits,
     weights and losses of every row, and metrics.json last; each appears whole. The same inputs and seed
     give the same bytes on one machine with one number of threads. The caller's random state and logging
-    level are as before. Raises DataError for rows that
-    cannot be trained on, ConfigError for a model that cannot be loaded or diverges, WeightError where
-    weights cannot reach the loss.
+    level are as before. Raises DataError for rows that cannot be trained on, ConfigError for a model that
+    cannot be loaded or diverges, WeightError where weights cannot reach the loss.
     """
     from transformers import set_seed
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from karat.parts import Reweighter
 from karat.registry import AnyReweighter
@@ -56,6 +57,10 @@ class Chain(OnlineRule):
         """The parts that look at what they are shown, if any does."""
         return tuple(part for part in self.parts if not isinstance(part, Static)) or self.parts
 
+    def environment(self) -> dict[str, str]:
+        """The parts' digests: their code is not among what this class calls by name."""
+        return {str(k): part.digest() for k, part in enumerate(self.parts)}
+
     def needs_groups(self) -> bool:
         """Whether a part does."""
         return any(part.needs_groups() for part in self.parts)
@@ -91,9 +96,10 @@ class Chain(OnlineRule):
 
 
 def _one(told: Sequence[tuple[str, str]], law: str) -> None:
-    """Raise ValueError unless all say the same."""
+    """Refuse the chain unless all say the same."""
     if len({says for _, says in told}) > 1:
-        raise ValueError(f"{law}; {', '.join(f'{kind}: {says}' for kind, says in told)}")
+        found = ", ".join(f"{kind}: {says}" for kind, says in told)
+        raise PydanticCustomError("chain", "{law}; {found}", {"law": law, "found": found})
 
 
 def _online(part: Reweighter, static: torch.Tensor, seen: Seen, state: State) -> tuple[torch.Tensor, State]:

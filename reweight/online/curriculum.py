@@ -62,3 +62,7 @@ class Curriculum(OnlineRule):
         if self.ease == "reciprocal_rank":
             return 1 / rank.clamp(min=1.0)
         return 1 - (rank - 1) / present.sum().clamp(min=1)
+
+
+OnlineCurriculum = Curriculum
+"""Its name in karat.reweight, where Curriculum is the selector."""

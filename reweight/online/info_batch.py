@@ -29,9 +29,9 @@ class InfoBatch(OnlineRule):
     A pruned row keeps its last loss, as if it had been skipped.
 
     v has mean one in expectation, not in each batch, and no scope changes that. A weight of 0 saves no
-    compute here: the forward pass is done already. The denominator must not depend on the draw, and it does
-    not: a trainer counts the scored tokens of pruned rows as well. `max_weight` below 1/(1 - r) and
-    `min_ess` make the weights biased.
+    compute here: the forward pass is done already; karat.trainers.PrunedSampler skips the rows instead.
+    The denominator must not depend on the draw, and it does not: a trainer counts the scored tokens of
+    pruned rows as well. `max_weight` below 1/(1 - r) and `min_ess` make the weights biased.
 
     Paper: Qin et al., ICLR 2024, arXiv 2303.04947, section 2; r = 0.5, delta = 0.875.
 
@@ -72,10 +72,14 @@ class InfoBatch(OnlineRule):
 
     def respond(self, seen: Seen, state: State) -> tuple[torch.Tensor, State]:
         """Survivors' weights, and the rows' losses and visits."""
-        easy = self.prunable(seen.rows, state) & (state["step"] >= self.warmup_steps)
-        pruned = easy & (uniform(self.seed, seen.rows, state["visits"][seen.rows]) < self.prune)
-        online = easy.float() * (1 / (1 - self.prune) - 1) + 1
-        return online.masked_fill(pruned, 0.0), _visited(seen, seen.present & ~pruned, state)
+        online = self.drawn(seen.rows, state)
+        return online, visited(seen.rows, seen.losses, seen.present, online > 0, state)
+
+    def drawn(self, rows: torch.Tensor, state: State) -> torch.Tensor:
+        """0 for rows pruned at this visit, 1/(1 - prune) for easy ones that survive, else 1. [B] float32."""
+        easy = self.prunable(rows, state) & (state["step"] >= self.warmup_steps)
+        pruned = easy & (uniform(self.seed, rows, state["visits"][rows]) < self.prune)
+        return (easy.float() * (1 / (1 - self.prune) - 1) + 1).masked_fill(pruned, 0.0)
 
     def prunable(self, rows: torch.Tensor, state: State) -> torch.Tensor:
         """Rows that are met again, in time, with a last loss below the mean. [B] bool."""
@@ -85,10 +89,12 @@ class InfoBatch(OnlineRule):
         return (state["losses"][rows] < mean) & (visit > 0) & (visit < self.last_visit())
 
 
-def _visited(seen: Seen, trained: torch.Tensor, state: State) -> State:
-    """The state after a batch: every present row visited, the losses of those trained taken over."""
-    rows, before = seen.rows, state["losses"]
-    latest = seen.losses.where(trained, before[rows])
+def visited(
+    rows: torch.Tensor, losses: torch.Tensor, present: torch.Tensor, trained: torch.Tensor, state: State
+) -> State:
+    """The state after rows were met: every present one visited, the losses of those trained taken over."""
+    before = state["losses"]
+    latest = losses.where(present & trained, before[rows])
     # Of a row that is in the batch twice the larger loss counts, so that the order does not matter.
-    losses = before.scatter_reduce(0, rows, latest, "amax", include_self=False)
-    return {**state, "losses": losses, "visits": state["visits"].index_add(0, rows, seen.present.long())}
+    known = before.scatter_reduce(0, rows, latest, "amax", include_self=False)
+    return {**state, "losses": known, "visits": state["visits"].index_add(0, rows, present.long())}

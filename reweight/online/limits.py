@@ -34,7 +34,7 @@ def capped(online: torch.Tensor, present: torch.Tensor, cap: float) -> torch.Ten
     factor = (total - (count - below) * cap) / ascending.cumsum(0)
     fits = (factor * ascending <= cap) & (factor > 0) & (below <= count)
     free = (below * fits).max()
-    chosen = factor[(free - 1).clamp(min=0)].where(free > 0, online.new_full((), float("inf")))
+    chosen = factor.take((free - 1).clamp(min=0)).where(free > 0, online.new_full((), float("inf")))
     projected = (lifted * chosen).clamp(max=cap)
     binds = online.masked_fill(~present, 0.0).max() > cap
     return projected.where(binds & present, online)

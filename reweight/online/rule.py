@@ -55,6 +55,7 @@ class OnlineRule(Reweighter):
 
     While `warmup_steps` updates that hold a sample have not passed, v = 1; the state is fed all the same.
     `max_weight` caps v, `min_ess` is the least (sum v)^2 / (n sum v^2); see karat.reweight.online.limits.
+    Raises WeightError where groups are needed and not given.
     State: `step` int64, scalar; with a memory `memory` float32, [memory], and `remembered` int64, scalar.
     """
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 if TYPE_CHECKING:
     import torch
@@ -56,11 +57,25 @@ def _share(setting: float | Schedule) -> float | Schedule:
 
 def _checked(setting: float | Schedule, high: float, law: str) -> float | Schedule:
     if isinstance(setting, Schedule) and not setting.within(0.0, high):
-        raise ValueError(f"{law} at the start and at the end")
+        raise PydanticCustomError("schedule", "{law} at the start and at the end", {"law": law})
     return setting
 
 
-Positive = Annotated[Annotated[float, Field(gt=0.0)] | Schedule, AfterValidator(_positive)]
+def _member(setting: Any) -> str:
+    """Which of the two is meant, so that a mistake in a schedule is not told of a number."""
+    return "schedule" if isinstance(setting, dict | Schedule) else "number"
+
+
+_Schedule = Annotated[Schedule, Tag("schedule")]
+Positive = Annotated[
+    Annotated[float, Field(gt=0.0), Tag("number")] | _Schedule,
+    Discriminator(_member),
+    AfterValidator(_positive),
+]
 """A number above 0, or a schedule of such."""
-Share = Annotated[Annotated[float, Field(gt=0.0, le=1.0)] | Schedule, AfterValidator(_share)]
+Share = Annotated[
+    Annotated[float, Field(gt=0.0, le=1.0), Tag("number")] | _Schedule,
+    Discriminator(_member),
+    AfterValidator(_share),
+]
 """A number above 0 and at most 1, or a schedule of such."""

@@ -51,9 +51,9 @@ def quantile(losses: torch.Tensor, present: torch.Tensor, share: float) -> torch
     """The quantile of those present, between order statistics linearly (numpy's default). Scalar."""
     ascending = losses.masked_fill(~present, float("inf")).sort().values
     place = share * (present.sum() - 1).clamp(min=0).float()
-    low = place.floor().long()
-    high = place.ceil().long()
-    return ascending[low] + (place - low) * (ascending[high] - ascending[low])
+    # take, as an index that is a scalar tensor would be fetched from the device.
+    low, high = ascending.take(place.floor().long()), ascending.take(place.ceil().long())
+    return low + (place - place.floor()) * (high - low)
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:

@@ -14,14 +14,15 @@ from pydantic_core import PydanticCustomError, PydanticUndefined
 
 from karat.allocation import Allocation
 from karat.errors import ConfigError, closest
-from karat.parts import Part, Reweighter, Scorer, Selector
-from karat.registry import members, resolve
+from karat.parts import ElementLoss, Part, Reweighter, Scorer, Selector
+from karat.registry import members, resolve, words
 from karat.verifier import Verifier
 
 CONTRACTS: dict[str, type[Part]] = {
     "scorers": Scorer,
     "selectors": Selector,
     "reweighters": Reweighter,
+    "element losses": ElementLoss,
     "verifiers": Verifier,
     "allocations": Allocation,
 }
@@ -85,10 +86,8 @@ def _imported(path: str) -> type[Part]:
 
 
 def contract_of(part: type[Part]) -> str:
-    """`scorer`, `selector` or `reweighter`."""
-    return next(title for title, contract in CONTRACTS.items() if issubclass(part, contract)).removesuffix(
-        "s"
-    )
+    """`scorer`, `selector`, `reweighter`, `element loss` and so on."""
+    return next(words(contract) for contract in CONTRACTS.values() if issubclass(part, contract))
 
 
 def settings_of(model: type[BaseModel]) -> list[Setting]:
@@ -175,7 +174,7 @@ def keys_at(loc: tuple[Any, ...], data: Any) -> list[str]:
             return ["kind", *embedder_class(kind).model_fields]
         except PydanticCustomError:
             return []
-    nested: dict[str, type[Part]] = {"verifier": Verifier, "allocation": Allocation}
+    nested: dict[str, type[Part]] = {"verifier": Verifier, "allocation": Allocation, "loss": ElementLoss}
     heads: dict[str, type[Part]] = {"scorers": Scorer, "select": Selector, "train": Reweighter}
     contract = nested.get(str(loc[-1])) or heads.get(str(head))
     if contract is None or not isinstance(kind, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from karat.allocation import Allocation
 from karat.errors import closest
-from karat.parts import ItemScorer, Part, Reweighter, Scorer, Selector
+from karat.parts import ElementLoss, ItemScorer, Part, Reweighter, Scorer, Selector
 from karat.verifier import Verifier
 
 # Each package carries its own table MEMBERS of kind -> "module:Class", so that listing loads nothing heavy.
@@ -20,6 +21,7 @@ HOMES: dict[type[Part], str] = {
     ItemScorer: "karat.scorers",
     Selector: "karat.reweight.select",
     Reweighter: "karat.reweight.online",
+    ElementLoss: "karat.reweight.online.element_losses",
     Verifier: "karat.scorers.verifiers",
     Allocation: "karat.reweight.allocate",
 }
@@ -73,9 +75,14 @@ def resolve(kind: str, contract: type[P]) -> type[P]:
         raise PydanticCustomError(
             "kind",
             "unknown {contract} '{kind}'; {hint}",
-            {"contract": contract.__name__.lower(), "kind": kind, "hint": _meant(kind, table)},
+            {"contract": words(contract), "kind": kind, "hint": _meant(kind, table)},
         )
     return import_class(table[kind], contract)
+
+
+def words(contract: type[Part]) -> str:
+    """The contract's name in a sentence: `element loss`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", contract.__name__).lower()
 
 
 def _meant(kind: str, table: Mapping[str, str]) -> str:
@@ -109,5 +116,6 @@ def _loader(contract: type[Part]) -> Callable[[Any], Any]:
 AnyScorer = Annotated[SerializeAsAny[Scorer], BeforeValidator(_loader(Scorer))]
 AnySelector = Annotated[SerializeAsAny[Selector], BeforeValidator(_loader(Selector))]
 AnyReweighter = Annotated[SerializeAsAny[Reweighter], BeforeValidator(_loader(Reweighter))]
+AnyElementLoss = Annotated[SerializeAsAny[ElementLoss], BeforeValidator(_loader(ElementLoss))]
 AnyVerifier = Annotated[SerializeAsAny[Verifier], BeforeValidator(_loader(Verifier))]
 AnyAllocation = Annotated[SerializeAsAny[Allocation], BeforeValidator(_loader(Allocation))]

@@ -21,7 +21,7 @@ from karat.errors import WeightError
 from karat.reweight.online.group_dro import GroupDro
 from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.callback import ReweightCallback
-from karat.trainers.verify import Unverified, Verification, verify_weights
+from karat.trainers.verify import UnverifiedError, Verification, verify_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -202,7 +202,7 @@ LOST: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("name", LOST)
 def test_lost_weights_are_caught_and_named(tmp_path: Path, name: str) -> None:
     build, reason = LOST[name]
-    with pytest.raises(Unverified, match=reason) as caught:
+    with pytest.raises(UnverifiedError, match=reason) as caught:
         verify(build(tmp_path))
     assert caught.value.hint
     assert caught.value.verification is not None
@@ -213,7 +213,7 @@ def test_weights_read_before_a_shuffle_are_caught(tmp_path: Path) -> None:
     trainer = setups.make(tmp_path, callbacks=[ReweightCallback()])
     before = trainer.train_dataset["weight"][:]
     trainer.train_dataset = trainer.train_dataset.shuffle(seed=1)
-    with pytest.raises(Unverified, match="have the weight of another row of the training set"):
+    with pytest.raises(UnverifiedError, match="have the weight of another row of the training set"):
         verify(trainer, weights=before)
     assert verify(trainer).passed
 
@@ -221,14 +221,14 @@ def test_weights_read_before_a_shuffle_are_caught(tmp_path: Path) -> None:
 def test_weights_one_row_off_are_caught(tmp_path: Path) -> None:
     trainer = setups.make(tmp_path, callbacks=[ReweightCallback()])
     moved = np.roll(trainer.train_dataset["weight"][:], 1)
-    with pytest.raises(Unverified, match="the weight of the row 1 after it"):
+    with pytest.raises(UnverifiedError, match="the weight of the row 1 after it"):
         verify(trainer, weights=moved)
 
 
 def test_a_column_of_whole_numbers_is_caught(tmp_path: Path) -> None:
     data = setups.rows(weights=[float(round(w)) for w in setups.WEIGHTS])
     meant = [setups.WEIGHTS[at % 12] for at in range(len(data))]
-    with pytest.raises(Unverified, match="weights are rounded to whole numbers"):
+    with pytest.raises(UnverifiedError, match="weights are rounded to whole numbers"):
         verify(setups.make(tmp_path, data, [ReweightCallback()]), weights=meant)
 
 
@@ -374,7 +374,7 @@ def test_last_parameters_alone(tmp_path: Path) -> None:
     last = verify(setups.make(tmp_path, callbacks=[ReweightCallback()]), parameters="last")
     assert last.passed
     assert last.parameters <= whole.parameters
-    with pytest.raises(Unverified, match="do not reach the loss"):
+    with pytest.raises(UnverifiedError, match="do not reach the loss"):
         verify(setups.make(tmp_path), parameters="last")
 
 

@@ -20,6 +20,7 @@ from karat.trainers.verify_oracle import Oracle, Parameters
 from karat.trainers.verify_probe import Trial, evaluation_loss, trial_run
 from karat.trainers.verify_reasons import diagnose
 from karat.trainers.verify_restore import restored
+from karat.trainers.verify_units import units_of
 
 TOLERANCES = {"float64": 1e-5, "float32": 1e-4, "tf32": 2e-2, "float16": 2e-2, "bfloat16": 5e-2}
 """Relative error of a gradient that arithmetic alone explains."""
@@ -51,7 +52,7 @@ class Verification:
     notes: list[str] = field(default_factory=list)
 
 
-class Unverified(WeightError):
+class UnverifiedError(WeightError):
     """Weights do not reach the gradient as they should; `verification` has the figures."""
 
     verification: Verification | None = None
@@ -87,7 +88,7 @@ def verify_weights(
     callback's. parameters: "last" compares the last layers only. tolerance: by default by the precision of
     the training (TOLERANCES). seed: of the probe weights that are planted where the real ones do not differ
     in these steps, or where rows of weight 0 do not occur in them. raises: whether a failed check raises
-    Unverified, a WeightError with the reason; else look at `passed`. show: print the table.
+    UnverifiedError, a WeightError with the reason; else look at `passed`. show: print the table.
     """
     began = time.perf_counter()
     if steps < 1:
@@ -102,7 +103,7 @@ def verify_weights(
 
         show_verification(verdict)
     if raises and not verdict.passed:
-        error = Unverified(verdict.reason or "the check failed", where="karat verify", hint=verdict.hint)
+        error = UnverifiedError(verdict.reason or "the check failed", where="karat verify", hint=verdict.hint)
         error.verification = verdict
         raise error
     return verdict
@@ -139,17 +140,18 @@ class _Verifying:
         options = None if self.callback is None else self.callback.options
         self.options = options
         self.column = column if column is not None else "weight" if options is None else options.weight
-        self.dataset = trainer.train_dataset
-        if rows_of.is_stream(self.dataset):
+        if rows_of.is_stream(trainer.train_dataset):
             raise WeightError(
                 "the training set is a stream, whose rows have no number to take their weight by",
                 hint="verify with the first rows of it as a datasets.Dataset",
             )
+        self.units = units_of(trainer, self.callback)
+        self.dataset = self.units.dataset
         self.given = rows_of.given_weights(self.dataset, self.column, weights)
         self.reduction: str = reduction or ("token" if options is None else options.reduction)
         self.precision = precision(trainer)
         self.tolerance = TOLERANCES[self.precision] if tolerance is None else tolerance
-        self.oracle = Oracle(trainer, parameters)
+        self.oracle = Oracle(trainer, parameters, None if options is None else options.loss)
         self.notes: list[str] = []
 
     def run(self, began: float) -> Verification:
@@ -157,7 +159,8 @@ class _Verifying:
         real = self._trial(self.dataset)
         if real.refusal is not None:
             return self._refused(real.refusal, began)
-        judge = Judge(self.oracle, self._rule(), real.windows, _collate(real))
+        with restored(self.trainer):  # TRL's losses keep figures on the trainer
+            judge = Judge(self.oracle, self._rule(), real.windows, _collate(real), self.units)
         scaled = self.given.scaled
         statics = [statics_of(judge.samples, scaled)]
         trials, named = [real], [(self.given.raw, scaled)]
@@ -173,14 +176,15 @@ class _Verifying:
             trials.append(trial)
             named.append((planted.raw, planted.scaled))
             statics.append(statics_of(judge.samples, planted.scaled))
-        compared = judge.compare(trials, statics)
+        with restored(self.trainer):
+            compared = judge.compare(trials, statics)
         return self._verdict(judge, trials, named, compared, began)
 
     def _trial(self, dataset: Any) -> Trial:
         """A trial run on this data set, with everything put back."""
         before = self.trainer.train_dataset
         with restored(self.trainer):
-            self.trainer.train_dataset = dataset
+            self.units.plant(self.trainer, self.callback, dataset)
             trial = trial_run(self.trainer, self.steps, getattr(self.callback, "reweighter", None))
         assert self.trainer.train_dataset is before  # noqa: S101 - `restored` has done so
         if trial.refusal is None and not trial.windows:
@@ -188,7 +192,7 @@ class _Verifying:
         if trial.refusal is None and not trial.windows[0].gradients:
             raise WeightError(
                 "no parameter has a gradient when the optimizer steps",
-                hint="optimizers that step inside the backward pass (LOMO, layer-wise GaLore) cannot be checked",
+                hint="optimizers that step in the backward pass (LOMO, layer-wise GaLore) cannot be checked",
             )
         return trial
 
@@ -200,7 +204,7 @@ class _Verifying:
             known = {name: at for at, name in enumerate(sorted(set(values)))}
             groups, n_groups = torch.tensor([known[value] for value in values]), len(known)
         args = self.trainer.args
-        counted = bool(self.trainer.model_accepts_loss_kwargs)
+        counted = bool(self.trainer.model_accepts_loss_kwargs) and self.oracle.pairs is None
         exact = self.options is None or self.options.accumulation == "exact"
         return Rule(
             self.reduction,
@@ -208,7 +212,7 @@ class _Verifying:
             groups,
             len(self.dataset),
             n_groups,
-            counted and (exact or not self.oracle.ignores),
+            counted,
             exact,
             bool(args.average_tokens_across_devices),
         )

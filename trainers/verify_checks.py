@@ -38,7 +38,7 @@ def checks_of(
     checks.append(_power(guesses, verifying.tolerance))
     checks += _recovered(guesses[-1], verifying.tolerance)
     checks.append(_absent(guesses[-1]))
-    checks.append(_served(verifying.dataset, trials[0]))
+    checks.append(_served(verifying.trainer.train_dataset, trials[0]))
     checks.append(_reached(trials[0], guesses[0].found))
     checks.append(_ranks(trials[0]))
     checks.append(_evaluation(trials[0].evaluation, stock))

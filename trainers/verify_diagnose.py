@@ -54,12 +54,16 @@ def recovered(judge: Judge, number: int, found: Compared) -> tuple[Array | None,
         return None, 0.0
     solved, _, rank, values = np.linalg.lstsq((columns / sizes[:, None]).T, found.got, rcond=None)
     rest = found.got - (columns / sizes[:, None]).T @ solved
-    left = float(np.linalg.norm(rest) / max(np.linalg.norm(found.got), 1e-300))
+    left = _norm(rest) / max(_norm(found.got), 1e-300)
     if rank < len(columns) or values[-1] < CLEAR * values[0]:
         return None, left
     weights = np.full(len(found.samples), np.nan)
     weights[matter] = solved / sizes
     return weights, left
+
+
+def _norm(values: Array) -> float:
+    return float(np.linalg.norm(values))
 
 
 class Guesses:
@@ -80,8 +84,8 @@ class Guesses:
         if size == 0:
             return float("inf"), 0.0
         k = float(guess @ window.got) / size
-        off = np.linalg.norm(window.got - k * guess) / max(np.linalg.norm(window.got), 1e-300)
-        return float(off), k
+        off = _norm(window.got - k * guess) / max(_norm(window.got), 1e-300)
+        return off, k
 
     def all_fit(self, make: Callable[[Compared], Array], stock: bool = False) -> list[float] | None:
         """The multiples, if in every window the weights that `make` returns explain the gradient."""

@@ -12,6 +12,7 @@ import torch
 
 from karat.trainers.verify_oracle import Measured, Oracle
 from karat.trainers.verify_probe import Trial, Window
+from karat.trainers.verify_units import Rows
 
 if TYPE_CHECKING:
     from karat.parts import Reweighter
@@ -43,7 +44,7 @@ class Rule:
     counted: bool
     """Whether the Trainer's own count of the window is the denominator."""
     exact: bool
-    """Where it is not: whether the scored places of the window are; if not, micro-batch means are averaged."""
+    """Where it is not: whether the window's scored places are; if not, micro-batch means are averaged."""
     over_ranks: bool
     """Whether that count is over all ranks."""
 
@@ -88,7 +89,12 @@ class Judge:
     """Compares the windows of trials that saw the same rows."""
 
     def __init__(
-        self, oracle: Oracle, rule: Rule, windows: Sequence[Window], collate: Callable[[list[Any]], Any]
+        self,
+        oracle: Oracle,
+        rule: Rule,
+        windows: Sequence[Window],
+        collate: Callable[[list[Any]], Any],
+        units: Rows,
     ) -> None:
         """Measures every row on its own."""
         self.oracle, self.rule, self.windows = oracle, rule, windows
@@ -99,10 +105,9 @@ class Judge:
         for number, window in enumerate(windows):
             own = []
             for at, batch in enumerate(window.batches):
-                for place in range(len(batch.features)):
-                    inputs = oracle.alone(batch, place, collate)
+                for place, (unit, row) in enumerate(units.of(batch)):
+                    inputs = oracle.alone(unit, batch, place, collate)
                     self._inputs[number, at, place] = inputs
-                    row = batch.indices[place] if batch.indices is not None else -1
                     own.append(Sample(rank, at, place, row, oracle.measure(inputs, what)))
             everyone = [sample for part in gathered(own) for sample in part]
             self.samples.append(sorted(everyone, key=lambda s: (s.batch, s.rank, s.place)))
@@ -136,11 +141,13 @@ class Judge:
         scored = np.asarray([s.measured.scored for s in samples], dtype=np.float64)
         ranks = len({s.rank for s in samples})
         if self.rule.reduction == "sample":
-            return np.where(scored > 0, weights, 0) / max(1, (present & (scored > 0)).sum())
+            samples_counted = max(1, int((present & (scored > 0)).sum()))
+            return np.asarray(np.where(scored > 0, weights, 0) / samples_counted, dtype=np.float64)
         items = np.asarray([s.measured.items for s in samples], dtype=np.float64)
-        if self.rule.counted and self.rule.over_ranks:
+        counted = self.rule.counted and (self.rule.exact or not self.oracle.ignores)
+        if counted and self.rule.over_ranks:
             total = np.full(len(samples), (items * present).sum())
-        elif self.rule.counted:
+        elif counted:
             own = np.asarray([s.rank for s in samples])
             total = _sums(own, items * present) * ranks
         elif self.rule.exact:
@@ -245,7 +252,8 @@ class Judge:
 def _sums(keys: np.ndarray[Any, Any], values: Array) -> Array:
     """For every entry, the sum over the entries with its key."""
     _, place = np.unique(keys, return_inverse=True)
-    return np.bincount(place, weights=values)[place]
+    sums: Array = np.bincount(place, weights=values)[place].astype(np.float64)
+    return sums
 
 
 def _module(name: str) -> str:

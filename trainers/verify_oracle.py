@@ -8,7 +8,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
@@ -16,6 +16,10 @@ import torch
 
 from karat.errors import WeightError
 from karat.trainers.verify_probe import Batch, without_dropout
+from karat.trainers.verify_units import trl_class
+
+if TYPE_CHECKING:
+    from karat.parts import ElementLoss
 
 PICKED = 16384
 """Coordinates of the gradient that are kept of every row, to tell what weight it had."""
@@ -70,8 +74,12 @@ def original(trainer: Any) -> Any:
 class Oracle:
     """A float64 copy of the model, and what one row does to it."""
 
-    def __init__(self, trainer: Any, parameters: Parameters) -> None:
-        """Copies the model; raises WeightError for one whose rows cannot be taken apart."""
+    def __init__(self, trainer: Any, parameters: Parameters, element: ElementLoss | None = None) -> None:
+        """Copies the model; raises WeightError for one whose rows cannot be taken apart.
+
+        element: what stands in for the model's cross-entropy.
+        """
+        self.element = element
         model = original(trainer)
         mixing = [name for name, part in model.named_modules() if isinstance(part, _BATCH_NORM)]
         if mixing:
@@ -97,6 +105,9 @@ class Oracle:
             ) from error
         if "flash" in str(getattr(getattr(model, "config", None), "_attn_implementation", "")):
             self.model.set_attn_implementation("sdpa")
+        self.pairs = trl_class(trainer, "DPOTrainer")
+        if self.pairs is None:  # whose loss needs the forward that TRL has put on the model
+            _own_forward(self.model)
         self.model.train()
         self.model.zero_grad()
         without_dropout(self.model)
@@ -111,10 +122,12 @@ class Oracle:
         forward = inspect.signature(_base(self.model).forward).parameters
         self.takes = {*forward, *(ALONE if "kwargs" in forward else ())}
 
-    def alone(self, batch: Batch, place: int, collate: Callable[[list[Any]], Any]) -> dict[str, Any]:
+    def alone(
+        self, sample: Any, batch: Batch, place: int, collate: Callable[[list[Any]], Any]
+    ) -> dict[str, Any]:
         """One row as a batch of its own, by the user's collator; where that draws, cut out of the batch."""
         with draws_kept():
-            first, second = collate([batch.features[place]]), collate([batch.features[place]])
+            first, second = collate([sample]), collate([sample])
         drawn = any(not _equal(value, second.get(name)) for name, value in dict(first).items())
         if drawn:
             n = len(batch.features)
@@ -132,15 +145,27 @@ class Oracle:
         return value.to(self.parameters[0].dtype) if value.is_floating_point() else value
 
     def _loss(self, row: dict[str, Any], **more: Any) -> tuple[torch.Tensor, Any]:
+        if self.pairs is not None:
+            return self.pairs.compute_loss(self.trainer, self.model, dict(row)), None
         inputs = {name: value for name, value in row.items() if name in self.takes}
         if "use_cache" in self.takes:
             inputs.setdefault("use_cache", False)
         output = self.model(**inputs, **more)
+        if self.element is not None and not more:
+            return self._element_loss(self.element, row["labels"], output["logits"]), output
         loss = output["loss"] if isinstance(output, dict) else output[0]
         return loss, output
 
+    def _element_loss(self, element: ElementLoss, labels: Any, logits: torch.Tensor) -> torch.Tensor:
+        if logits.ndim == labels.ndim + 1 and self.shifts:
+            labels, logits = labels[..., 1:], logits[..., :-1, :]
+        kept = labels.reshape(-1) != -100
+        return element.losses(logits.reshape(-1, logits.shape[-1])[kept], labels.reshape(-1)[kept]).mean()
+
     def counts(self, row: dict[str, Any]) -> tuple[int, int]:
         """Scored places, and places that the Trainer counts."""
+        if self.pairs is not None:
+            return 1, 1
         labels = row.get("shift_labels", row.get("labels"))
         if labels is None:
             raise WeightError("the batch has no labels", hint="let the collator return labels")
@@ -158,7 +183,7 @@ class Oracle:
         assumed = bool(getattr(self.trainer, "_loss_shifts_labels", False))
         if not self.trainer.model_accepts_loss_kwargs or not (later if assumed else every):
             return assumed
-        mean = float(self._loss(row)[0])
+        mean = float(self._loss(row, num_items_in_batch=None)[0])
         ratio = 0.5 * float(self._loss(row, num_items_in_batch=torch.tensor(0.5))[0]) / mean
         self.ignores = abs(ratio - 0.5) < 1e-3
         if not self.ignores and every != later:
@@ -189,12 +214,24 @@ class Oracle:
         """Of the row's mean loss, for every compared parameter."""
         loss, _ = self._loss(row)
         found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        if all(g is None for g in found):
+            raise WeightError(
+                "the loss of a copy of the model does not depend on the copy's parameters",
+                where=type(self.model).__name__,
+                hint="some function on the model is bound to the model that it was made for",
+            )
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, self.parameters, strict=True)]
 
     def picked(self, gradients: list[torch.Tensor]) -> np.ndarray[Any, Any]:
         """Some coordinates, the same ones of every gradient."""
         parts = [g.reshape(-1).cpu()[pick].double() for g, pick in zip(gradients, self.picks, strict=True)]
         return torch.cat(parts).numpy()
+
+
+def _own_forward(model: Any) -> None:
+    """Take functions off that were put over a module's forward: they may still call the original module."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
 
 
 _BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm

@@ -34,7 +34,7 @@ class Batch:
 
 @dataclass
 class Window:
-    """One optimizer step: its micro-batches on this rank, and the gradient that the optimizer would have used."""
+    """One optimizer step: its micro-batches on this rank, and the gradient that the optimizer was given."""
 
     batches: list[Batch]
     gradients: dict[str, torch.Tensor]

@@ -142,7 +142,7 @@ def _other_weights(guesses: Guesses) -> Finding | None:
         (lambda w: w.weights**2, "weights are applied twice", "one place must weight the loss, not two"),
         (
             lambda w: w.weights / means_by(w, lambda s: (s.rank, s.batch), w.weights),
-            "weights are normalised within each micro-batch, so a batch of light rows counts as much as a heavy one",
+            "weights are normalised within each micro-batch, so light batches count as much as heavy ones",
             "scale them once, over the whole training set",
         ),
         (
@@ -238,13 +238,13 @@ def _rows(guesses: Guesses) -> Finding | None:
     if moved:
         return Finding(
             f"{moved} rows have the weight of another row of the training set",
-            "the data were shuffled, filtered or sorted after the weights were read; take weights from the rows",
+            "the data were shuffled, filtered or sorted after the weights were read; take them from the rows",
         )
     return None
 
 
 def _own_count(window: Compared, solved: Array, slack: float) -> float:
-    """Tokens that were meant to be counted, over those of the rows that have acted: rows of weight 0 are not."""
+    """Tokens that were meant to be counted, over those of the rows that have acted."""
     items = np.asarray([s.measured.items for s in window.samples], dtype=np.float64)
     acted = items[np.abs(np.nan_to_num(solved)) > slack].sum()
     return float(items[window.static > 0].sum() / acted) if acted else 1.0

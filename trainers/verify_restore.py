@@ -48,6 +48,10 @@ def keep(value: Any, seen: dict[int, Back]) -> Back:
     return back
 
 
+def _pointer(value: Any) -> Back:
+    return lambda: value
+
+
 def _container(value: Any, seen: dict[int, Back]) -> Back:
     done = [False]  # inner cycles come back here
     if isinstance(value, dict):
@@ -123,7 +127,7 @@ def restored(trainer: Any) -> Iterator[None]:
     """
     seen: dict[int, Back] = {}
     for data in (trainer.train_dataset, trainer.eval_dataset):  # a list of rows need not be copied
-        seen[id(data)] = lambda data=data: data
+        seen[id(data)] = _pointer(data)
     backs = [keep(vars(holder), seen) for holder in _holders(trainer) if hasattr(holder, "__dict__")]
     scaler = getattr(trainer.accelerator, "scaler", None)
     scale = scaler.state_dict() if scaler is not None else None

@@ -62,7 +62,7 @@ def read_column(dataset: Any, name: str) -> list[Any]:
 def given_weights(dataset: Any, column: str | None, weights: Any) -> Given:
     """From the argument, else from a column, else all ones.
 
-    Raises WeightError where a weight is no finite number that is at least 0, or there is not one for each row.
+    Raises WeightError where a weight is no finite number of at least 0, or there is not one for each row.
     """
     found = column
     if weights is None and column in NAMES:

@@ -33,7 +33,8 @@ def show_verification(found: Verification, console: Console | None = None) -> No
     out.print(
         Text(
             f"{found.windows} steps, {found.samples} rows, {found.parameters:,} parameters, trained in "
-            f"{found.precision}; {found.seconds:.1f} s, copy of the model {found.copied_bytes / 2**20:,.0f} MiB",
+            f"{found.precision}; {found.seconds:.1f} s, {found.copied_bytes / 2**20:,.0f} MiB for a copy of "
+            "the model",
             style="dim",
         ),
         soft_wrap=True,

@@ -24,7 +24,7 @@ ROWS = 64
 
 
 def verify_command(target: str, *, steps: int, seed: int, last: bool, tolerance: float | None) -> None:
-    """Print the table; raises ConfigError for a target that cannot be used, exits with 1 if weights are lost."""
+    """Print the table; raises ConfigError for an unusable target, exits with 1 if weights are lost."""
     from karat.trainers.verify import verify_weights
     from karat.trainers.verify_table import show_verification
 

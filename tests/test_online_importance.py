@@ -86,8 +86,9 @@ def test_tau_is_that_of_the_paper(scores: list[float]) -> None:
     assert tau == pytest.approx(1 / math.sqrt(squared), rel=1e-4)
 
 
-def test_the_rule_is_unbiased_over_all_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    part, p = ImportanceSampling(threshold=1.0, presample=2), (SCORES / 8).tolist()
+@pytest.mark.parametrize("presample", [2, 3])  # of 4 samples, 3 to 1 draws two as well
+def test_the_rule_is_unbiased_over_all_draws(presample: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, p = ImportanceSampling(threshold=1.0, presample=presample), (SCORES / 8).tolist()
     expected = torch.zeros(4)
     rows = torch.tensor([7, 2, 9, 4])
     order = [1, 3, 0, 2]  # positions by row number

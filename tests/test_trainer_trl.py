@@ -142,10 +142,10 @@ def test_sft_weighs_every_row(tmp_path: Path, way: str) -> None:
     pieces = [(encoded(t), encoded(t), w) for t, w in zip(TEXTS, mean_one(RAW), strict=True)]
     trainer, found = sft(tmp_path, texts(RAW), ReweightCallback(), **WAYS[way])
     assert error(found, gradient(pieces)) < 5e-6
-    _, stock = sft(tmp_path, texts(), **WAYS[way])
-    _, ones = sft(tmp_path, texts(), ReweightCallback(), **WAYS[way])
+    _, stock = sft(tmp_path / "stock", texts(), **WAYS[way])
+    _, ones = sft(tmp_path / "ones", texts(), ReweightCallback(), **WAYS[way])
     assert identical(stock, ones)
-    assert error(stock, gradient(pieces)) > 0.1
+    assert error(stock, found) > 0.1
     assert not trainer.model._forward_hooks
     ledger = pl.read_parquet(tmp_path / "karat_ledger.parquet")
     assert ledger["id"].to_list() == [f"r{i}" for i in range(12)]
@@ -243,7 +243,7 @@ def test_dft_scales_the_gradient_and_not_the_value(tmp_path: Path) -> None:
     (total / count).backward()
     expected = {name: parameter.grad.float() for name, parameter in oracle.named_parameters()}
     _, found = sft(tmp_path, texts(RAW), ReweightCallback(), loss_type="dft")
-    assert error(found, expected) < 5e-6
+    assert error(found, expected) < 1e-4  # probabilities of e^-10 in float32
     _, stock = sft(tmp_path, texts(), loss_type="dft")
     _, ones = sft(tmp_path, texts(), ReweightCallback(), loss_type="dft")
     assert identical(stock, ones)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,16 @@ def remember_given() -> None:
     Packing keeps tokens and forgets rows, columns and order, before any callback is asked. So where TRL is
     loaded, its `_prepare_dataset` notes its argument on the trainer, and changes nothing else.
     """
-    module = sys.modules.get("trl.trainer.sft_trainer")
-    trainer: Any = getattr(module, "SFTTrainer", None)
-    if trainer is None or getattr(trainer, _WATCHED, False):
+    if "trl" not in sys.modules:  # its trainers load when they are first used, which may be after this
+        return
+    from trl import SFTTrainer
+
+    trainer: Any = SFTTrainer
+    if getattr(trainer, _WATCHED, False):
         return
     prepare = trainer._prepare_dataset
 
+    @functools.wraps(prepare)
     def noting(self: Any, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         self.__dict__.setdefault(_GIVEN, dataset)  # the training set comes first
         return prepare(self, dataset, *args, **kwargs)

@@ -19,6 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassifica
 
 from karat.errors import WeightError
 from karat.reweight.online.group_dro import GroupDro
+from karat.reweight.online.importance_sampling import ImportanceSampling
+from karat.reweight.online.kl_dro import KlDro
+from karat.reweight.online.ldr_kl import LdrKl
 from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.callback import ReweightCallback
 from karat.trainers.verify import UnverifiedError, Verification, verify_weights
@@ -85,6 +88,16 @@ GOOD: dict[str, Any] = {
         [{**r, "group": "ab"[i % 2]} for i, r in enumerate(setups.rows(weights=setups.WEIGHTS))],
         [ReweightCallback(GroupDro(step_size=0.5))],
     ),
+    "window": lambda f: setups.make(f, callbacks=[ReweightCallback(KlDro(temperature=0.5, scope="window"))]),
+    "running": lambda f: setups.make(
+        f, callbacks=[ReweightCallback(KlDro(temperature=0.5, scope="running"))]
+    ),
+    "drawn by norms": lambda f: setups.make(
+        f,
+        setups.rows(48, setups.WEIGHTS),
+        [ReweightCallback(ImportanceSampling())],
+        per_device_train_batch_size=12,
+    ),
     "equal weights": lambda f: setups.make(f, setups.rows(), [ReweightCallback()]),
     "gpt2 with dropout": lambda f: setups.make(f, callbacks=[ReweightCallback()], model=gpt2()),
     "lora": lambda f: setups.make(f, callbacks=[ReweightCallback()], model=lora()),
@@ -122,8 +135,28 @@ def test_sequence_classification(tmp_path: Path) -> None:
         for at, row in enumerate(setups.rows(low=6, high=7))
     ]
     model = setups.llama(LlamaForSequenceClassification, num_labels=3)
-    options = {"model": model, "collator": default_data_collator}
-    assert verify(setups.make(tmp_path, data, [ReweightCallback()], **options)).passed
+    options = {"collator": default_data_collator}
+    for callback in (
+        ReweightCallback(),
+        ReweightCallback(accumulation="stock"),
+        ReweightCallback(loss=LdrKl(temperature=0.5)),
+    ):
+        assert verify(setups.make(tmp_path, data, [callback], model=copy.deepcopy(model), **options)).passed
+    stock = setups.make(tmp_path, data, [], model=copy.deepcopy(model), **options)
+    with pytest.raises(UnverifiedError, match="do not reach the loss"):
+        verify(stock)
+
+
+def test_without_memory_for_float64_the_copy_is_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = setups.make(tmp_path, callbacks=[ReweightCallback()])
+    size = sum(parameter.numel() for parameter in trainer.model.parameters())
+    monkeypatch.setattr("karat.trainers.verify_oracle.free_bytes", lambda device: 9 * size)
+    found = verify(trainer)
+    assert found.passed
+    assert found.copied_bytes == 4 * size
+    assert any("float32" in note for note in found.notes)
 
 
 def test_bfloat16_has_a_tolerance_of_its_own(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`verify_weights` on TRL's trainers: segments of packed rows and preference pairs are samples of their own."""
+"""`verify_weights` on TRL's trainers: segments of packed rows and preference pairs are samples."""
 
 from __future__ import annotations
 

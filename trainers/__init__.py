@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from karat.trainers.fit_loop import FitSettings as FitSettings
     from karat.trainers.fit_loop import fit as fit
     from karat.trainers.follow import follow_curriculum as follow_curriculum
-    from karat.trainers.verify import verify_weights as verify_weights
     from karat.trainers.loop import weighted_step as weighted_step
     from karat.trainers.model_losses import ModelLosses as ModelLosses
     from karat.trainers.pruned import PrunedSampler as PrunedSampler
+    from karat.trainers.verify import verify_weights as verify_weights
     from karat.trainers.weigher import Weigher as Weigher
 
 __getattr__ = lazy_members(

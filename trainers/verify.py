@@ -114,7 +114,7 @@ def refuse_sharded(trainer: Any) -> None:
     if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
         raise WeightError(
             "the model's gradients are sharded over ranks, and cannot be compared there",
-            hint="verify the same script without FSDP and DeepSpeed, with parameters='last' if memory is short",
+            hint="verify the same script without FSDP and DeepSpeed, parameters='last' saves memory",
         )
     if trainer.train_dataset is None:
         raise WeightError("the Trainer has no train_dataset", hint="give it one")
@@ -153,6 +153,9 @@ class _Verifying:
         self.tolerance = TOLERANCES[self.precision] if tolerance is None else tolerance
         self.oracle = Oracle(trainer, parameters, None if options is None else options.loss)
         self.notes: list[str] = []
+        if not self.oracle.double:
+            kind = str(self.oracle.parameters[0].dtype).removeprefix("torch.")
+            self.notes.append(f"memory was short: the model was copied in {kind}, not in float64")
 
     def run(self, began: float) -> Verification:
         """Trials, comparison, verdict."""
@@ -199,7 +202,7 @@ class _Verifying:
     def _rule(self) -> Rule:
         part = getattr(self.callback, "reweighter", None)
         groups, n_groups = None, 0
-        if part is not None and part.needs_groups():
+        if part is not None and self.options is not None and part.needs_groups():
             values = rows_of.read_column(self.dataset, str(self.options.group))
             known = {name: at for at, name in enumerate(sorted(set(values)))}
             groups, n_groups = torch.tensor([known[value] for value in values]), len(known)

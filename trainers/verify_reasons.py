@@ -90,8 +90,8 @@ def _scale(guesses: Guesses) -> Finding | None:
     facts = guesses.facts
     if _counts_absent(guesses, factors):
         return Finding(
-            f"rows of weight 0 are still counted: scale off by {_list(factors)}, the scored tokens of the other "
-            "rows over those of all rows",
+            f"rows of weight 0 are still counted: scale off by {_list(factors)}, the scored tokens of the "
+            "other rows over those of all rows",
             "mask the labels of rows of weight 0 before the Trainer counts the tokens of the window",
         )
     raw = _raw_mean(guesses)

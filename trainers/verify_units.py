@@ -36,7 +36,7 @@ class Rows:
 
 
 class Segments(Rows):
-    """Rows that an SFTTrainer has packed: each segment was a row, or a part of one, of the set it was given."""
+    """Rows that an SFTTrainer has packed: each segment was a row, or a part of one, of the given set."""
 
     def __init__(self, trainer: Any, callback: Any) -> None:
         """Tokenises the given set once more, to find segments in it by their tokens."""

@@ -557,3 +557,20 @@ def test_a_config_on_the_command_line(tmp_path: Path) -> None:
     missing = karat("d.yaml", folder=tmp_path)
     assert missing.returncode == 2
     assert "no training stage" in missing.stderr
+
+
+class Nudges(setups.TrainerCallback):  # type: ignore[name-defined, misc]
+    """Moves the parameters by itself after every step, as averaging of weights does."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            for parameter in kwargs["model"].parameters():
+                parameter += 1.0
+
+
+def test_parameters_that_a_callback_moves_are_put_back(tmp_path: Path) -> None:
+    trainer = setups.make(tmp_path, callbacks=[ReweightCallback(), Nudges()])
+    before = state_of(trainer)
+    assert verify(trainer, steps=1).passed
+    after = state_of(trainer)
+    assert all(same(before[name], after[name]) for name in before)

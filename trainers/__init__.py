@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from karat.trainers.loop import weighted_step as weighted_step
     from karat.trainers.model_losses import ModelLosses as ModelLosses
     from karat.trainers.pruned import PrunedSampler as PrunedSampler
+    from karat.trainers.verify import verify_weights as verify_weights
     from karat.trainers.weigher import Weigher as Weigher
 
 __getattr__ = lazy_members(
@@ -35,6 +36,7 @@ __getattr__ = lazy_members(
         "curriculum_sampler": "karat.trainers.curriculum:curriculum_sampler",
         "fit": "karat.trainers.fit_loop:fit",
         "follow_curriculum": "karat.trainers.follow:follow_curriculum",
+        "verify_weights": "karat.trainers.verify:verify_weights",
         "weighted_step": "karat.trainers.loop:weighted_step",
     },
 )

@@ -109,6 +109,28 @@ def explain(
 
 
 @app.command()
+def verify(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE.py:FUNCTION|CONFIG",
+            help="A function of yours that returns the Trainer (also module:function), or a config file.",
+        ),
+    ],
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to compare.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the probe weights, where weights do not differ.")] = 0,
+    last: Annotated[bool, typer.Option("--last", help="Compare the last layers alone.")] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Relative error allowed; default by precision.")
+    ] = None,
+) -> None:
+    """Check that weights reach the gradient, on your model and data: exit code 1 if they do not."""
+    from karat.cli.verify import verify_command
+
+    verify_command(target, steps=steps, seed=seed, last=last, tolerance=tolerance)
+
+
+@app.command()
 def push(
     run_dir: Annotated[
         Path, typer.Argument(metavar="RUN", help="A finished run's folder, or its config file.")

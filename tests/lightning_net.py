@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from karat.parts import Reweighter
 from karat.reweight.online.loss_shape import LinUpper
-from karat.trainers.lightning import ReweightLightning, Weighted
+from karat.trainers.loop.lightning import ReweightLightning, Weighted
 
 N = 22
 RAW = torch.tensor([0.0, 1.0, 2.5, 0.5] * 5 + [3.0, 0.0])

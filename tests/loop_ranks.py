@@ -117,7 +117,7 @@ def stop_at(step: int) -> Callable[[int, int], None]:
 
 def killed(folder: Path, step: int | None) -> Results:
     """A run that is killed while it writes the checkpoint of a step."""
-    import karat.trainers.resume as resume
+    import karat.trainers.loop.resume as resume
 
     if step is not None:
         write = resume.write_json

@@ -47,7 +47,7 @@ def on_ranks(size: int, work: Callable[[int], T], monkeypatch: pytest.MonkeyPatc
         patched.setattr(distributed, "gather_objects", exchange)
         patched.setattr(distributed, "world_size", lambda: size)
         patched.setattr(distributed, "rank", lambda: mine.rank)
-        patched.setattr("karat.trainers.record.total", total)
-        patched.setattr("karat.trainers.record.largest", largest)
+        patched.setattr("karat.trainers.records.record.total", total)
+        patched.setattr("karat.trainers.records.record.largest", largest)
         with ThreadPoolExecutor(size) as pool:
             return list(pool.map(start, range(size)))

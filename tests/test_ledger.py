@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from karat.errors import DataError, WeightError
 from karat.ledger_file import FILE, RUN_FILE, SCHEMA, by_id, by_row, ledger_path, read_ledger
-from karat.trainers import ledger as ledger_module
-from karat.trainers.ledger import WAITING, Ledger
+from karat.trainers.records import ledger as ledger_module
+from karat.trainers.records.ledger import WAITING, Ledger
 
 NAN = math.nan
 Visit = tuple[int, float, float | None, int]

@@ -23,7 +23,7 @@ from karat.parts import Reweighter
 from karat.reweight.online.group_dro import GroupDro
 from karat.reweight.online.kl_dro import KlDro
 from karat.trainers import Weigher, weighted_step
-from karat.trainers.lightning import ReweightLightning
+from karat.trainers.loop.lightning import ReweightLightning
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ONES = torch.ones(22)

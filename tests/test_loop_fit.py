@@ -24,8 +24,8 @@ from karat.reweight.online.group_dro import GroupDro
 from karat.reweight.online.kl_dro import KlDro
 from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers import FitSettings, fit
-from karat.trainers.order import Order
-from karat.trainers.trees import pack, unpack
+from karat.trainers.loop.order import Order
+from karat.trainers.loop.trees import pack, unpack
 
 N = 22
 RAW = [0.0, 1.0, 2.5, 0.5] * 5 + [3.0, 0.0]

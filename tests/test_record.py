@@ -14,7 +14,7 @@ from ranks import on_ranks
 from scipy import stats
 
 from karat.errors import WeightError
-from karat.trainers.record import WAITING, Record
+from karat.trainers.records.record import WAITING, Record
 
 CPU = torch.device("cpu")
 NAN, INF = math.nan, math.inf

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from karat.trainers.callback import ReweightCallback as ReweightCallback
     from karat.trainers.curriculum import CurriculumSampler as CurriculumSampler
     from karat.trainers.curriculum import curriculum_sampler as curriculum_sampler
-    from karat.trainers.fit_loop import FitSettings as FitSettings
-    from karat.trainers.fit_loop import fit as fit
     from karat.trainers.follow import follow_curriculum as follow_curriculum
-    from karat.trainers.loop import weighted_step as weighted_step
-    from karat.trainers.model_losses import ModelLosses as ModelLosses
+    from karat.trainers.loop.fit import FitSettings as FitSettings
+    from karat.trainers.loop.fit import fit as fit
+    from karat.trainers.loop.model_losses import ModelLosses as ModelLosses
+    from karat.trainers.loop.step import weighted_step as weighted_step
     from karat.trainers.pruned import PrunedSampler as PrunedSampler
     from karat.trainers.verify import verify_weights as verify_weights
     from karat.trainers.weigher import Weigher as Weigher
@@ -29,14 +29,14 @@ __getattr__ = lazy_members(
     {
         "CurriculumSampler": "karat.trainers.curriculum:CurriculumSampler",
         "PrunedSampler": "karat.trainers.pruned:PrunedSampler",
-        "FitSettings": "karat.trainers.fit_loop:FitSettings",
-        "ModelLosses": "karat.trainers.model_losses:ModelLosses",
+        "FitSettings": "karat.trainers.loop.fit:FitSettings",
+        "ModelLosses": "karat.trainers.loop.model_losses:ModelLosses",
         "ReweightCallback": "karat.trainers.callback:ReweightCallback",
         "Weigher": "karat.trainers.weigher:Weigher",
         "curriculum_sampler": "karat.trainers.curriculum:curriculum_sampler",
-        "fit": "karat.trainers.fit_loop:fit",
+        "fit": "karat.trainers.loop.fit:fit",
         "follow_curriculum": "karat.trainers.follow:follow_curriculum",
         "verify_weights": "karat.trainers.verify:verify_weights",
-        "weighted_step": "karat.trainers.loop:weighted_step",
+        "weighted_step": "karat.trainers.loop.step:weighted_step",
     },
 )

@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 from karat.errors import WeightError
 from karat.parts import ElementLoss, Reweighter
 from karat.trainers import attach, checkpoint, checks, host, packed, prepare
-from karat.trainers.books import Books
 from karat.trainers.loss import Reduction
 from karat.trainers.options import Accumulation, Options
+from karat.trainers.records.books import Books
 from karat.trainers.routes.pairs import Pairs
 from karat.trainers.step import WeightedStep
 from karat.trainers.weigher import Weigher

@@ -13,7 +13,7 @@ from karat.trainers import distributed
 from karat.trainers.attach import KEY
 from karat.trainers.cargo import Cargo
 from karat.trainers.loss import Losses, Reduction, Scoring, weighted
-from karat.trainers.record import Record
+from karat.trainers.records.record import Record
 from karat.trainers.reference import Reference
 from karat.trainers.routes.log_probs import LogProbs, is_fused
 from karat.trainers.window import Window

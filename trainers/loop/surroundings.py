@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from karat.trainers.order import seed_of
+from karat.trainers.loop.order import seed_of
 
 
 @contextmanager

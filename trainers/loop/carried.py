@@ -12,7 +12,7 @@ import torch
 from karat.errors import WeightError
 from karat.parts import Reweighter
 from karat.trainers import columns
-from karat.trainers.samples import OWN
+from karat.trainers.loop.samples import OWN
 
 Column = str | Sequence[Any] | torch.Tensor
 """A column's name, or its values, one per row."""

@@ -13,8 +13,8 @@ import torch
 from karat.errors import ConfigError, StoreError
 from karat.store import read_json, replacing_folder, sweep, write_json
 from karat.trainers import checkpoint, distributed
-from karat.trainers.ranks import device_of, rank
-from karat.trainers.trees import Tensors, pack, unpack
+from karat.trainers.loop.ranks import device_of, rank
+from karat.trainers.loop.trees import Tensors, pack, unpack
 from karat.trainers.weigher import Weigher
 
 MODEL, TENSORS, RUN = "model.safetensors", "training.safetensors", "run.json"

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from karat.errors import WeightError
 from karat.trainers import checks
+from karat.trainers.loop.scored import HINT, Scored
 from karat.trainers.loss import FAMILIES, Family, Losses, causal, masked, sequence_classes
-from karat.trainers.scored import HINT, Scored
 
 if TYPE_CHECKING:
     from karat.parts import ElementLoss

@@ -13,15 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from karat.parts import Reweighter
 from karat.reweight.online.static import Static
-from karat.trainers import distributed, resume
-from karat.trainers.carried import Carried, Column, moved
-from karat.trainers.figures import Figures
-from karat.trainers.loop import weighted_step
+from karat.trainers import distributed
+from karat.trainers.loop import resume
+from karat.trainers.loop.carried import Carried, Column, moved
+from karat.trainers.loop.figures import Figures
+from karat.trainers.loop.order import Order
+from karat.trainers.loop.ranks import device_of, rank, without_ddp
+from karat.trainers.loop.scored import LossesOf
+from karat.trainers.loop.step import weighted_step
+from karat.trainers.loop.surroundings import kept, seed_everything
 from karat.trainers.loss import Reduction
-from karat.trainers.order import Order
-from karat.trainers.ranks import device_of, rank, without_ddp
-from karat.trainers.scored import LossesOf
-from karat.trainers.surroundings import kept, seed_everything
 from karat.trainers.weigher import Weigher
 
 OnStep = Callable[[int, int], None]

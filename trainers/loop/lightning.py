@@ -11,10 +11,10 @@ from karat.errors import WeightError
 from karat.parts import Reweighter
 from karat.reweight.online.static import Static
 from karat.trainers import distributed
-from karat.trainers.figures import Figures
+from karat.trainers.loop.figures import Figures
+from karat.trainers.loop.samples import unload
+from karat.trainers.loop.scored import Scored, as_scored, measured
 from karat.trainers.loss import Losses, Reduction, weighted
-from karat.trainers.samples import unload
-from karat.trainers.scored import Scored, as_scored, measured
 from karat.trainers.weigher import Weigher
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import torch
 
 from karat.errors import WeightError
 from karat.ledger_file import write_ledger
-from karat.trainers import distributed, ledger_names, tally
+from karat.trainers import distributed
+from karat.trainers.records import ledger_names, tally
 
 if TYPE_CHECKING:
     import polars as pl

@@ -10,13 +10,13 @@ import torch
 
 from karat.errors import WeightError
 from karat.reweight.online.static import Static
-from karat.trainers.accumulate import Accumulation
-from karat.trainers.figures import Figures
+from karat.trainers.loop.accumulate import Accumulation
+from karat.trainers.loop.figures import Figures
+from karat.trainers.loop.model_losses import ModelLosses
+from karat.trainers.loop.ranks import Ranks, device_of
+from karat.trainers.loop.samples import unload
+from karat.trainers.loop.scored import LossesOf
 from karat.trainers.loss import Reduction
-from karat.trainers.model_losses import ModelLosses
-from karat.trainers.ranks import Ranks, device_of
-from karat.trainers.samples import unload
-from karat.trainers.scored import LossesOf
 from karat.trainers.weigher import Weigher
 
 

@@ -11,7 +11,7 @@ import torch
 from karat.errors import WeightError
 from karat.ledger_file import FILE
 from karat.trainers.facts import names_of
-from karat.trainers.ledger import Ledger
+from karat.trainers.records.ledger import Ledger
 
 if TYPE_CHECKING:
     import polars as pl

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from karat.trainers import distributed
-from karat.trainers.figures import Figures
+from karat.trainers.loop.figures import Figures
+from karat.trainers.loop.ranks import Ranks
+from karat.trainers.loop.samples import Samples
+from karat.trainers.loop.scored import LossesOf, Scored, as_scored, measured
 from karat.trainers.loss import Losses, Reduction, weighted
-from karat.trainers.ranks import Ranks
-from karat.trainers.samples import Samples
-from karat.trainers.scored import LossesOf, Scored, as_scored, measured
 from karat.trainers.weigher import Weigher
 
 

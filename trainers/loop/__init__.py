@@ -1,0 +1,1 @@
+"""A loop of our own, for people without a Trainer: the same weights in plain PyTorch and Lightning."""

@@ -306,3 +306,11 @@ def test_without_gradient_none_is_taken() -> None:
     assert not losses.requires_grad
     assert not total.requires_grad
     torch.testing.assert_close(losses, plain(hidden, weight, labels, None).detach())
+
+
+def test_a_trained_bias_over_a_frozen_weight() -> None:
+    hidden, weight, bias, labels = problem(6, 4, 9)
+    weight = weight.detach()
+    expected = gradients(plain(hidden, weight, labels, bias).sum(), [hidden, bias])
+    losses = linear_cross_entropy(hidden, weight, labels, bias, chunk_tokens=2)
+    torch.testing.assert_close(gradients(losses.sum(), [hidden, bias]), expected)

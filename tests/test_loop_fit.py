@@ -64,7 +64,7 @@ def state(net: Any) -> dict[str, torch.Tensor]:
     seed=st.integers(0, 9),
     shuffle=st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_every_epoch_is_a_permutation_however_it_is_split(
     n: int, batch_size: int, accumulation: int, world: int, seed: int, shuffle: bool
 ) -> None:
@@ -381,7 +381,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 @given(tree=trees)
-@settings(max_examples=100)
+@settings(max_examples=50)
 def test_packed_states_come_back(tree: Any) -> None:
     import json
 

@@ -16,7 +16,8 @@ SCRIPT = str(Path(__file__).with_name("loop_ranks.py"))
 
 
 def started(*command: str) -> subprocess.CompletedProcess[str]:
-    here = {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    here = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, *command], env={**os.environ, **here}, capture_output=True, text=True, timeout=500
     )

@@ -158,9 +158,10 @@ def test_any_batches_give_the_figures_of_a_plain_loop(
 
 
 def test_more_batches_than_wait_are_the_same() -> None:
-    samples: list[Sample] = [
-        (float(i % 7), 1 + i % 3, 1.0, 0.25 + i % 5, i % 2) for i in range(2 * WAITING + 9)
-    ]
+    def weight(i: int) -> float:
+        return 9.5 if i == 3 else 0.25 + i % 5  # the largest is among the first that are added up
+
+    samples: list[Sample] = [(float(i % 7), 1 + i % 3, 1.0, weight(i), i % 2) for i in range(2 * WAITING + 9)]
     found = figures([[one] for one in samples], names=("0", "1"))
     assert found == pytest.approx(plain(samples, "token"), rel=1e-9)
 

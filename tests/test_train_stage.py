@@ -366,3 +366,14 @@ def test_a_missing_folder_is_known_from_a_hub_id(tmp_path: Path) -> None:
     assert TrainSettings(model="./a").missing_folder()
     assert TrainSettings(model=str(tmp_path / "none")).missing_folder()
     assert not TrainSettings(model=str(tmp_path)).missing_folder()
+
+
+def test_a_loss_and_a_reference_reach_the_trainer(tmp_path: Path) -> None:
+    from pydantic import ValidationError
+
+    for wrong in ({"reweighter": "doremi"}, {"reference": "somewhere"}):
+        with pytest.raises(ValidationError, match="reference"):
+            TrainSettings.model_validate(wrong)
+    plain = TrainSettings.model_validate({"loss": "ldr_kl"})
+    other = TrainSettings.model_validate({"loss": {"kind": "ldr_kl", "temperature": 2.0}})
+    assert plain.digest() != other.digest() != TrainSettings().digest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -435,53 +434,3 @@ def test_resuming_without_or_with_another_state_is_refused(tmp_path: Path) -> No
     train(tmp_path, llama(), data, ReweightCallback(GroupDro()), **options)
     renamed = [{**row, "group": row["group"] + "x"} for row in data]
     assert "groups" in refuse(ReweightCallback(GroupDro()), renamed)
-
-
-RANK_SCRIPT = """
-import json, sys, pathlib, importlib.util
-sys.path.insert(0, sys.argv[1])
-spec = importlib.util.spec_from_file_location("trainer_weights", sys.argv[1] + "/test_trainer_weights.py")
-base = importlib.util.module_from_spec(spec)
-sys.modules["trainer_weights"] = base
-spec.loader.exec_module(base)
-from karat.reweight.online.group_dro import GroupDro
-from karat.reweight.online.loss_shape import LinUpper
-from karat.trainers.callback import ReweightCallback
-import os, torch
-world = int(os.environ.get("WORLD_SIZE", "1")); rank = int(os.environ.get("RANK", "0"))
-raw = [0.0, 1.0, 2.5, 0.5] * 4
-data = [{**r, "weight": w, "group": i % 3} for i, (r, w) in enumerate(zip(base.rows(16), raw))]
-out = {}
-parts = {"static": None, "lin_upper": LinUpper(temperature=0.4), "group": GroupDro(step_size=0.5)}
-backend = "gloo" if world > 1 else None
-for name, reweighter in parts.items():
-    for reduction in ("token", "sample"):
-        callback = ReweightCallback(reweighter, reduction=reduction)
-        _, state = base.train(pathlib.Path(sys.argv[2]), base.llama(), data, callback,
-            per_device_train_batch_size=8 // world, gradient_accumulation_steps=2,
-            num_train_epochs=2, train_sampling_strategy="sequential", ddp_backend=backend)
-        parameters = sorted((k, v.flatten().tolist()) for k, v in state.items())
-        out[name + reduction] = [parameters, callback.history]
-pathlib.Path(sys.argv[2], f"result-{world}-{rank}.json").write_text(json.dumps(out))
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks_make_the_update_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(RANK_SCRIPT)
-    here = str(Path(__file__).parent)
-    subprocess.run([sys.executable, str(script), here, str(tmp_path)], check=True, timeout=300)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29731"]
-    subprocess.run([*launch, str(script), here, str(tmp_path)], check=True, timeout=300)
-    one, first, second = (
-        json.loads((tmp_path / f"result-{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")
-    )
-    for case, (parameters, history) in one.items():
-        assert first[case][0] == second[case][0], "ranks have drifted apart"
-        for (_, a), (_, b) in zip(parameters, first[case][0], strict=True):
-            assert max(abs(x - y) for x, y in zip(a, b, strict=True)) < 2e-6, case
-        for a, b in zip(history, first[case][1], strict=True):
-            assert a["effective_sample_size"] == pytest.approx(b["effective_sample_size"], rel=1e-4)
-            assert a["loss_unweighted"] == pytest.approx(b["loss_unweighted"], rel=1e-4)
-            assert a["largest_weight"] == pytest.approx(b["largest_weight"], rel=1e-4)

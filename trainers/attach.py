@@ -156,7 +156,8 @@ def owners(lengths: Lengths, shape: torch.Size | tuple[int, int], shifted: bool 
     """
     counts = torch.tensor([count for entry in lengths for count in entry])
     flat = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    rows = [flat] if shape[0] == 1 else list(flat.split([sum(entry) for entry in lengths]))
+    ends = torch.tensor([sum(entry) for entry in lengths]).cumsum(0)[:-1]
+    rows = [flat] if shape[0] == 1 else list(torch.tensor_split(flat, ends))
     result = torch.full(tuple(shape), len(counts), dtype=torch.int64)
     for i, row in enumerate(rows):
         row = row[1:] if shifted else row

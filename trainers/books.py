@@ -51,6 +51,10 @@ class Books:
         if cargo.ids is not None:
             self._ledger.names(cargo.rows, names_of(cargo.ids))
 
+    def fold(self) -> None:
+        """Take in what waits, where somebody waits for the device anyway."""
+        self._ledger.fold()
+
     def save(self, folder: Path | None) -> None:
         """Put the ledger of all ranks into a checkpoint. Collective; folder: None on other ranks."""
         if self._path is None:

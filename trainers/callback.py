@@ -197,6 +197,8 @@ class ReweightCallback(TrainerCallback):
             return
         names = self._prepared.group_names
         figures: dict[str, float] = self.step.record.read(torch.device(args.device), names)
+        if self._books is not None:
+            self._books.fold()
         if not figures:
             return
         if names and "q" in self.step.weigher.state:

@@ -28,5 +28,5 @@ class Cargo:
     @classmethod
     def of(cls, carried: Mapping[str, torch.Tensor], n_items: Any) -> Cargo:
         """From a batch's entry."""
-        optional = (carried.get(name) for name in ("groups", "segments", "ids"))
-        return cls(carried["rows"], carried["weights"], *optional, n_items)
+        groups, segments, ids = (carried.get(name) for name in ("groups", "segments", "ids"))
+        return cls(carried["rows"], carried["weights"], groups, segments, ids, n_items)

@@ -109,7 +109,7 @@ def _norms(logits: torch.Tensor, labels: torch.Tensor, scored: torch.Tensor) -> 
     """|softmax(z) - onehot(y)| of each place, 0 where nothing is scored; [N, K], [N], [N] to [N]."""
     difference = logits.detach().float().softmax(dim=-1)
     difference.scatter_add_(1, labels.masked_fill(~scored, 0)[:, None], -difference.new_ones(len(labels), 1))
-    return difference.norm(dim=-1).masked_fill(~scored, 0.0)
+    return difference.square().sum(dim=-1).sqrt().masked_fill(~scored, 0.0)
 
 
 def causal(

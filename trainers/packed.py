@@ -30,7 +30,7 @@ def remember_given() -> None:
     """
     if "trl" not in sys.modules:  # its trainers load when they are first used, which may be after this
         return
-    from trl import SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
     trainer: Any = SFTTrainer
     if getattr(trainer, _WATCHED, False):
@@ -65,7 +65,7 @@ def segments_of(trainer: Any, dataset: datasets.Dataset) -> Segments:
     Raises WeightError where the packed tokens are not those that the trainer serves.
     """
     import datasets
-    from trl import pack_dataset
+    from trl.data_utils import pack_dataset
 
     args = trainer.args
     if isinstance(dataset, datasets.IterableDataset):

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from karat.code_digest import code_digest
-from karat.registry import AnyReweighter
+from karat.registry import AnyElementLoss, AnyReweighter
 
 TINY_RATE = 4e-3
 PRETRAINED_RATE = 2e-5
@@ -59,6 +59,10 @@ class TrainSettings(BaseModel):
     """At most this many held-out rows, drawn by the hash of their id; None: all of them."""
     reweighter: AnyReweighter | None = None
     """Adapts the weights to the losses, in every arm alike, so that the arms differ in their rows alone."""
+    reference: str | None = Field(default=None, min_length=1)
+    """Folder or Hub id of the causal LM that rules such as doremi follow the excess over."""
+    loss: AnyElementLoss | None = None
+    """In place of the cross-entropy of every token, such as ldr_kl, in every arm alike."""
     controls: tuple[Literal["tokens", "tokens+group", "shuffled"], ...] = ("tokens",)
     """Random selections of the same size in tokens, or in tokens of each group; "shuffled": the selection
     itself without its order, for `order: rank`. All controls are shuffled."""
@@ -98,6 +102,15 @@ class TrainSettings(BaseModel):
             raise ValueError(f"groups: need a reweighter that reads them, such as group_dro; {kind}")
         return self
 
+    @model_validator(mode="after")
+    def _has_its_reference(self) -> Self:
+        follows = self.reweighter is not None and self.reweighter.measure() == "excess"
+        if follows and self.reference is None:
+            raise ValueError("reference: name the causal LM that the reweighter follows the excess over")
+        if self.reference is not None and not follows:
+            raise ValueError("reference: is for a reweighter that follows the excess over it, such as doremi")
+        return self
+
     def shuffled(self) -> TrainSettings:
         """The same training without an order."""
         return self.model_copy(update={"order": "shuffled", "pacing": "once", "stages": None})
@@ -116,8 +129,9 @@ class TrainSettings(BaseModel):
 
         settings = self.model_dump(mode="json") | changes
         code = [code_digest(TrainSettings), code_digest(ArmResult)]
-        rule = None if self.reweighter is None else self.reweighter.digest()
-        facts = json.dumps([settings, code, rule, _files(Path(self.model))], sort_keys=True)
+        parts = [None if part is None else part.digest() for part in (self.reweighter, self.loss)]
+        models = [_files(Path(name)) for name in (self.model, self.reference) if name is not None]
+        facts = json.dumps([settings, code, parts, models], sort_keys=True)
         return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
     @property

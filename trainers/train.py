@@ -153,6 +153,8 @@ def _trainer(
     weighted = ReweightCallback(
         settings.reweighter,
         weight="weight" if settings.use_weights else None,
+        loss=settings.loss,
+        reference=settings.reference,
         ledger=Path(folder) / RUN_FILE,  # by block; the one by row takes its place
     )
     watch = Watch(settings.evaluate_every, lambda: bits_per_byte(lm, held, settings.max_length), on_step)

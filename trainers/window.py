@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,8 @@ class Window:
             together[1],
             torch.cat(known) if known else None,
         )
-        self._planned = deque(weights.split([len(cargo.rows) for cargo, _ in seen]))
+        ends = torch.tensor([len(cargo.rows) for cargo, _ in seen]).cumsum(0)[:-1]
+        self._planned = deque(torch.tensor_split(weights, ends))
 
     def next(self) -> torch.Tensor:
         """The planned weights of the next micro-batch."""
@@ -103,9 +104,10 @@ class Window:
         return self._planned.popleft()
 
 
-def counted(batch: Any) -> torch.Tensor:
+def counted(batch: Mapping[str, Any]) -> torch.Tensor:
     """Samples with something to score, scored labels, and those but for each entry's first. int64 [3]."""
-    carried, labels = batch[KEY], batch.get("shift_labels", batch.get("labels"))
+    carried: Mapping[str, torch.Tensor] = batch[KEY]
+    labels: torch.Tensor | None = batch.get("shift_labels", batch.get("labels"))
     present = carried["weights"] > 0
     if labels is None or labels.is_floating_point():  # pairs; numbers to regress on
         width = 1 if labels is None else labels[0].numel() if len(labels) else 1

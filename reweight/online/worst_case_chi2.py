@@ -108,8 +108,8 @@ def _constrained(seen: Depths, rho: float) -> tuple[torch.Tensor, torch.Tensor]:
     mean = seen.below.masked_fill(~chosen, 0.0).sum() / count
     variance = (seen.below - mean).masked_fill(~chosen, 0.0).square().sum() / count
     room = (2 * rho * count - (seen.size - count)) / seen.size
-    top = ((seen.below == 0) & seen.present).sum().to(seen.size)
-    at_top = (seen.size <= (1 + 2 * rho) * top) | (variance <= 0)
+    # The samples tied at the top do not exceed each other; if no other does, rho is out of reach.
+    at_top = variance <= 0
     depth = (variance / room.clamp(min=torch.finfo(room.dtype).tiny)).sqrt()
     return (mean - depth).masked_fill(at_top, 0.0), at_top
 

@@ -67,5 +67,5 @@ def scaled_gradient(values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         return gradient.where(column > 0, gradient.new_zeros(())) * column
 
     if values.requires_grad:
-        values.register_hook(scale)
+        torch.Tensor.register_hook(values, scale)  # type: ignore[no-untyped-call]
     return values

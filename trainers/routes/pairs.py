@@ -142,10 +142,12 @@ class Pairs(Route):
         else:
             raise WeightError("DPOTrainer's reference model was not called", where="DPOTrainer")
         chosen, rejected = (policy - reference.to(policy)).float().chunk(2)
-        beta, kind, share = self.trainer.beta, self.trainer.loss_types[0], self.trainer.loss_weights[0]
+        kind: str = self.trainer.loss_types[0]
+        beta, share = float(self.trainer.beta), float(self.trainer.loss_weights[0])
         if kind == "sigmoid":
             return -functional.logsigmoid(beta * (chosen - rejected)) * share
         if kind == "hinge":
             return torch.relu(1 - beta * (chosen - rejected)) * share
-        lengths = inputs["completion_mask"].sum(dim=1).clamp(min=1).chunk(2)
+        mask: torch.Tensor = inputs["completion_mask"]
+        lengths = mask.sum(dim=1).clamp(min=1).chunk(2)
         return (chosen / lengths[0] - rejected / lengths[1] - 1 / (2 * beta)).square() * share

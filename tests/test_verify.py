@@ -24,7 +24,7 @@ from karat.reweight.online.kl_dro import KlDro
 from karat.reweight.online.ldr_kl import LdrKl
 from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.callback import ReweightCallback
-from karat.trainers.verify import UnverifiedError, Verification, verify_weights
+from karat.trainers.verification.verify import UnverifiedError, Verification, verify_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -419,7 +419,7 @@ from pathlib import Path
 import verify_setups as setups
 from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.callback import ReweightCallback
-from karat.trainers.verify import verify_weights
+from karat.trainers.verification.verify import verify_weights
 folder = Path(sys.argv[2])
 options = {"ddp_backend": "gloo", "per_device_train_batch_size": 2}
 cases = {

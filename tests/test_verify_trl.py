@@ -17,7 +17,7 @@ from tiny_models import tiny_pair
 from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.byte_tokenizer import byte_tokenizer
 from karat.trainers.callback import ReweightCallback
-from karat.trainers.verify import UnverifiedError, Verification, verify_weights
+from karat.trainers.verification.verify import UnverifiedError, Verification, verify_weights
 
 trl = pytest.importorskip("trl")
 

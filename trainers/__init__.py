@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from karat.trainers.loop.model_losses import ModelLosses as ModelLosses
     from karat.trainers.loop.step import weighted_step as weighted_step
     from karat.trainers.pruned import PrunedSampler as PrunedSampler
-    from karat.trainers.verify import verify_weights as verify_weights
+    from karat.trainers.verification.verify import verify_weights as verify_weights
     from karat.trainers.weigher import Weigher as Weigher
 
 __getattr__ = lazy_members(
@@ -36,7 +36,7 @@ __getattr__ = lazy_members(
         "curriculum_sampler": "karat.trainers.curriculum:curriculum_sampler",
         "fit": "karat.trainers.loop.fit:fit",
         "follow_curriculum": "karat.trainers.follow:follow_curriculum",
-        "verify_weights": "karat.trainers.verify:verify_weights",
+        "verify_weights": "karat.trainers.verification.verify:verify_weights",
         "weighted_step": "karat.trainers.loop.step:weighted_step",
     },
 )

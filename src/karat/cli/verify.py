@@ -25,8 +25,8 @@ ROWS = 64
 
 def verify_command(target: str, *, steps: int, seed: int, last: bool, tolerance: float | None) -> None:
     """Print the table; raises ConfigError for an unusable target, exits with 1 if weights are lost."""
-    from karat.trainers.verify import verify_weights
-    from karat.trainers.verify_table import show_verification
+    from karat.trainers.verification.table import show_verification
+    from karat.trainers.verification.verify import verify_weights
 
     with _trainer(target) as trainer:
         try:
@@ -159,7 +159,7 @@ def _of_config(path: Path) -> Iterator[Any]:
     if settings.use_weights and chosen.is_file():  # a run's own weights; else probe weights will do
         weights = pl.read_parquet(chosen, columns=["id", "weight"], glob=False)
         rows = rows.join(weights, on="id").filter(pl.col("weight") > 0)
-    from karat.trainers.verify_stage import stage_trainer
+    from karat.trainers.verification.stage import stage_trainer
 
     with stage_trainer(rows.head(ROWS), settings) as trainer:
         yield trainer

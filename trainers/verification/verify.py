@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from karat.errors import WeightError
-from karat.trainers import verify_oracle as oracles
-from karat.trainers import verify_rows as rows_of
-from karat.trainers.verify_checks import Check, checks_of
-from karat.trainers.verify_diagnose import Facts, Finding, Guesses
-from karat.trainers.verify_judge import Array, Compared, Judge, Rule, gathered, statics_of
-from karat.trainers.verify_oracle import Oracle, Parameters
-from karat.trainers.verify_probe import Trial, evaluation_loss, trial_run
-from karat.trainers.verify_reasons import diagnose
-from karat.trainers.verify_restore import restored
-from karat.trainers.verify_units import units_of
+from karat.trainers.verification import oracle as oracles
+from karat.trainers.verification import rows as rows_of
+from karat.trainers.verification.checks import Check, checks_of
+from karat.trainers.verification.diagnose import Facts, Finding, Guesses
+from karat.trainers.verification.judge import Array, Compared, Judge, Rule, gathered, statics_of
+from karat.trainers.verification.oracle import Oracle, Parameters
+from karat.trainers.verification.probe import Trial, evaluation_loss, trial_run
+from karat.trainers.verification.reasons import diagnose
+from karat.trainers.verification.restore import restored
+from karat.trainers.verification.units import units_of
 
 TOLERANCES = {"float64": 1e-5, "float32": 1e-4, "tf32": 2e-2, "float16": 2e-2, "bfloat16": 5e-2}
 """Relative error of a gradient that arithmetic alone explains."""
@@ -99,7 +99,7 @@ def verify_weights(
             began
         )
     if show and trainer.is_world_process_zero():
-        from karat.trainers.verify_table import show_verification
+        from karat.trainers.verification.table import show_verification
 
         show_verification(verdict)
     if raises and not verdict.passed:

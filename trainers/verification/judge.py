@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from karat.trainers.verify_oracle import Measured, Oracle
-from karat.trainers.verify_probe import Trial, Window
-from karat.trainers.verify_units import Rows
+from karat.trainers.verification.oracle import Measured, Oracle
+from karat.trainers.verification.probe import Trial, Window
+from karat.trainers.verification.units import Rows
 
 if TYPE_CHECKING:
     from karat.parts import Reweighter

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from karat.trainers.verify_diagnose import Guesses
-from karat.trainers.verify_judge import Compared, gathered, own_rank
-from karat.trainers.verify_probe import Trial
-from karat.trainers.verify_rows import is_table
+from karat.trainers.verification.diagnose import Guesses
+from karat.trainers.verification.judge import Compared, gathered, own_rank
+from karat.trainers.verification.probe import Trial
+from karat.trainers.verification.rows import is_table
 
 if TYPE_CHECKING:
-    from karat.trainers.verify import _Verifying
+    from karat.trainers.verification.verify import _Verifying
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _gradient(name: str, found: Sequence[Compared], tolerance: float) -> Check:
 
 def _power(guesses: Sequence[Guesses], tolerance: float) -> Check:
     """What the loss of the weights would have shown as."""
-    from karat.trainers.verify import POWER
+    from karat.trainers.verification.verify import POWER
 
     power = max(window.power for guess in guesses for window in guess.found)
     enough = power >= POWER * tolerance

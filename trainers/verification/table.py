@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from karat.trainers.verify import Verification
+from karat.trainers.verification.verify import Verification
 
 MODULES = 6
 """Parts of the model that are shown where the gradient is off."""

@@ -15,8 +15,8 @@ import psutil
 import torch
 
 from karat.errors import WeightError
-from karat.trainers.verify_probe import Batch, without_dropout
-from karat.trainers.verify_units import trl_class
+from karat.trainers.verification.probe import Batch, without_dropout
+from karat.trainers.verification.units import trl_class
 
 if TYPE_CHECKING:
     from karat.parts import ElementLoss

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from karat.errors import WeightError
-from karat.trainers.verify_probe import Batch
+from karat.trainers.verification.probe import Batch
 
 
 def trl_class(trainer: Any, name: str) -> Any | None:

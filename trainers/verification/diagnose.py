@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from karat.trainers.verify_judge import Array, Compared, Judge
+from karat.trainers.verification.judge import Array, Compared, Judge
 
 CLEAR = 1e-7
 """Smallest singular value, beside the largest, at which single rows can be told apart."""

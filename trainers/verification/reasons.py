@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from karat.trainers.verify_diagnose import Finding, Guesses, by_row, means_by, near
-from karat.trainers.verify_judge import Array, Compared
+from karat.trainers.verification.diagnose import Finding, Guesses, by_row, means_by, near
+from karat.trainers.verification.judge import Array, Compared
 
 CALLBACK = (
     "add karat.trainers.ReweightCallback() to the Trainer's callbacks, and let the batch reach the model"

@@ -152,7 +152,7 @@ def test_without_memory_for_float64_the_copy_is_float32(
 ) -> None:
     trainer = setups.make(tmp_path, callbacks=[ReweightCallback()])
     size = sum(parameter.numel() for parameter in trainer.model.parameters())
-    monkeypatch.setattr("karat.trainers.verify_oracle.free_bytes", lambda device: 9 * size)
+    monkeypatch.setattr("karat.trainers.verification.oracle.free_bytes", lambda device: 9 * size)
     found = verify(trainer)
     assert found.passed
     assert found.copied_bytes == 4 * size

@@ -23,7 +23,8 @@ def weigh(keep: float, losses: list[float]) -> torch.Tensor:
 def test_weights_by_hand() -> None:
     assert weigh(0.5, [4.0, 1.0, 3.0, 2.0]).tolist() == [0, 2, 0, 2]
     assert weigh(0.7, [float(i) for i in range(10)]).tolist() == pytest.approx([1 / 0.7] * 7 + [0] * 3)
-    assert weigh(0.7, [float(i) for i in range(10)])[7] == 0
+    for keep, n in ((0.15, 100), (0.09, 300), (0.7, 10)):  # 0.15 of 100 is 15.000001 in float32
+        assert weigh(keep, [float(i) for i in range(n)]).count_nonzero() == round(keep * n)
     assert weigh(0.375, [1.0, 2.0, 3.0, 4.0]).tolist() == pytest.approx([8 / 3, 4 / 3, 0, 0])
     assert weigh(0.5, [2.0, 1.0, 2.0]).tolist() == pytest.approx([0.5, 2, 0.5])
     assert weigh(1.0, [5.0, 1.0, 3.0]).tolist() == [1, 1, 1]

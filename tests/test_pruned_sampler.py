@@ -86,3 +86,12 @@ def test_misuse_is_refused() -> None:
         sampler.weigh(torch.tensor([3]), torch.ones(2))
     with pytest.raises(WeightError, match="that of 5 rows"):
         PrunedSampler(6, InfoBatch()).load_state_dict(sampler.state_dict())
+
+
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    sampler, again = PrunedSampler(60, InfoBatch()), PrunedSampler(60, InfoBatch())
+    first, second = list(sampler), list(sampler)
+    assert sorted(first) == sorted(second) == list(range(60))
+    assert first != second
+    assert [list(again), list(again)] == [first, second]
+    assert list(PrunedSampler(60, InfoBatch(seed=1))) != first

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from karat.errors import WeightError
+from karat.reweight.online.draws import uniform
 from karat.reweight.online.info_batch import InfoBatch, visited
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class PrunedSampler(torch.utils.data.Sampler[int]):
     data, (1/|S|) sum_S (|S|/N) w_i g_i = (1/N) sum_S w_i g_i. Public code leaves |S|/N out, which lengthens
     each step by its inverse, while an epoch has that many fewer steps.
     The draw of an epoch is made when its iteration starts, with the losses of the last time each row was
-    trained on, by `InfoBatch.drawn`: a function of (seed, row, visit). The order is one of (seed, epoch).
+    trained on, by `InfoBatch.drawn`: a function of (seed, row, visit). The order is one of (seed, row,
+    epoch).
 
     n_rows: rows of the data set. `state_dict` and `load_state_dict` go into a checkpoint between epochs.
     With several processes each has to be given the losses of all. Raises WeightError for rows of the wrong
@@ -53,9 +55,10 @@ class PrunedSampler(torch.utils.data.Sampler[int]):
         self.state = visited(rows, torch.zeros(self.n_rows), skipped, ~skipped, self.state)
         kept = rows[~skipped]
         self._weights = weights * (len(kept) / self.n_rows)
-        order = torch.Generator().manual_seed(self.rule.seed % 2**32 + (self.epoch << 32))
+        # A third key, so that the order is independent of what is pruned.
+        order = uniform(self.rule.seed, kept, torch.full_like(kept, self.epoch), torch.ones_like(kept))
         self.epoch += 1
-        yield from kept[torch.randperm(len(kept), generator=order)].tolist()
+        yield from kept[order.argsort(stable=True)].tolist()
 
     def weigh(self, rows: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
         """Weights [B] float32 of rows [B] int64 of this epoch; notes their losses [B], in nats."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from reweighting_numbers import Records, against, interval, of
+from reweighting_numbers import Records, against, interval, log_ratio, of
 from reweighting_rules import UNIFORM
 
 from karat.trainers.compare import Comparison
@@ -62,6 +62,20 @@ CLAIMS = (
     Claim(
         "Clean regression: Quadratic needs fewer steps than uniform", TOY, "Quadratic, r = 1", "steps", below
     ),
+    Claim(
+        "Clean regression: LinUpper ends with a smaller error at a common large rate",
+        TOY,
+        LIN,
+        "large error",
+        below,
+    ),
+    Claim(
+        "Clean regression: LinUpper ends with a smaller error, a learning rate chosen for each",
+        TOY,
+        LIN,
+        "best error",
+        below,
+    ),
     Claim("Outliers: LinUpper ends with a larger error than uniform", OUTLIERS, LIN, "error", above),
     Claim("Outliers: the same with a learning rate chosen for each", OUTLIERS, LIN, "best error", above),
     *(
@@ -109,11 +123,12 @@ CLAIMS = (
 
 
 def claims(by: Mapping[str, Records]) -> str:
-    """A table of those whose tasks were run."""
-    lines = ["| | difference | |", "|---|---|---|"]
+    """A table of those whose tasks were run; errors of the regression as decimal logarithms."""
+    lines = ["| | difference (errors: log₁₀) | |", "|---|---|---|"]
     for claim in CLAIMS:
         rows = of(by.get(claim.task, []), claim.rule)
-        found = against(rows, of(by.get(claim.base or claim.task, []), claim.other), claim.number)
+        compared = log_ratio if claim.task.startswith("toy") and "error" in claim.number else against
+        found = compared(rows, of(by.get(claim.base or claim.task, []), claim.other), claim.number)
         if found is not None:
             holds = "holds" if claim.holds(found) else "**does not hold**"
             lines.append(f"| {claim.words} | {interval(found)} | {holds} |")

@@ -74,6 +74,8 @@ NOISE = (
     Rule("KlDro, λ = -0.7, running", KlDro(temperature=-0.7, scope="running")),
     SUPER,
     Rule("LDR-KL, λ = 10", Static(), LdrKl(temperature=10)),
+    Rule("Curriculum, 470 steps", Curriculum(steps=470)),
+    WORST[1],
     LIN_UPPER[0],
 )
 GROUPS = (
@@ -97,6 +99,6 @@ BY_TASK: dict[str, tuple[Rule, ...]] = {
     "adult": GROUPS,
     "digits": GROUPS,
     "half duplicates": TEXT,
-    "half duplicates, deduplicated": (UNIFORM,),
-    "no duplicates": TEXT[:2],
+    "half duplicates, deduplicated": TEXT[:2],
+    "no duplicates": TEXT,
 }

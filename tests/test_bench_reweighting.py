@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -171,6 +172,13 @@ def test_every_rule_runs_on_noisy_text(rule: Rule) -> None:
     record = noise_record(rule, (TEXTS, LABELS), NOISY, 0)
     assert 0 <= record["last"] <= 1
     assert (record["auc"] is None) == isinstance(rule.part, Static)
+
+
+def test_low_weights_find_wrong_labels_and_linupper_prefers_them() -> None:
+    longer = replace(NOISY, net=replace(NET, epochs=15))
+    by = {rule.name: rule for rule in NOISE}
+    for name, above in (("KlDro, λ = -0.7", True), ("LinUpper, r = 1", False)):
+        assert (noise_record(by[name], (TEXTS, LABELS), longer, 0)["auc"] > 0.5) is above
 
 
 DOMAINS = [tuple(f"{name}{number:05d}".encode() for number in range(200)) for name in "abc"]

@@ -63,13 +63,6 @@ CLAIMS = (
         "Clean regression: Quadratic needs fewer steps than uniform", TOY, "Quadratic, r = 1", "steps", below
     ),
     Claim(
-        "Clean regression: LinUpper ends with a smaller error at a common large rate",
-        TOY,
-        LIN,
-        "large error",
-        below,
-    ),
-    Claim(
         "Clean regression: LinUpper ends with a smaller error, a learning rate chosen for each",
         TOY,
         LIN,

@@ -23,7 +23,6 @@ TOY: tuple[Column, ...] = (
     ("to uniform", "difference", "steps"),
     ("last error", "mean", "error"),
     ("log₁₀ to uniform", "ratio", "error"),
-    ("log₁₀ to uniform, rate 0.4", "ratio", "large error"),
     ("chosen rate", "mean", "rate"),
     ("last error, chosen rate", "mean", "best error"),
     ("log₁₀ to uniform, chosen rate", "ratio", "best error"),

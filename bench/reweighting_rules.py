@@ -99,6 +99,6 @@ BY_TASK: dict[str, tuple[Rule, ...]] = {
     "adult": GROUPS,
     "digits": GROUPS,
     "half duplicates": TEXT,
-    "half duplicates, deduplicated": TEXT[:2],
-    "no duplicates": TEXT,
+    "half duplicates, deduplicated": (UNIFORM,),
+    "no duplicates": TEXT[:2],
 }

@@ -15,7 +15,7 @@ from reweighting_toy import RATES, REGIMES, Toy, best_rate, courses
 from reweighting_training import Net
 
 Record = dict[str, Any]
-FIXED_RATE, LARGE_RATE = 0.02, 0.4
+FIXED_RATE = 0.02
 OTHER_SEEDS = range(100, 108)
 """Seeds by which the toy's learning rates are chosen; no result is taken from them."""
 
@@ -102,18 +102,15 @@ def _groups(rule: Rule, parts: Parts, sizes: Sizes, seed: int) -> Record:
 
 
 def toy_records(rule: Rule, outliers: float, seeds: tuple[int, ...], toy: Toy) -> list[Record]:
-    """With two fixed learning rates, and with the one that is best on other seeds."""
+    """With the fixed learning rate, and with the one that is best on other seeds."""
     rate = best_rate(rule.part, outliers, OTHER_SEEDS, RATES, toy)
-    fixed, large, chosen = courses(rule.part, outliers, seeds, (FIXED_RATE, LARGE_RATE, rate), toy)
+    fixed, chosen = courses(rule.part, outliers, seeds, (FIXED_RATE, rate), toy)
     return [
         {
             "steps": toy.steps if steps is None else steps,
             "error": error,
-            "large error": at_large,
             "rate": rate,
             "best error": best,
         }
-        for steps, error, at_large, best in zip(
-            fixed.steps, fixed.errors, large.errors, chosen.errors, strict=True
-        )
+        for steps, error, best in zip(fixed.steps, fixed.errors, chosen.errors, strict=True)
     ]

@@ -49,7 +49,7 @@ def make(corpus: str, seed: int, sizes: Sizes, data: Path) -> Task:
         others = [text for package, texts in pool.items() if package != "polars" for text in texts]
         rest = rng.sample(others, sizes.pool - len(wanted))
     else:
-        domains = _domains(data)
+        domains = domains_of(data)
         drawn = rng.sample(domains.pop(corpus), sizes.wanted + sizes.target + sizes.heldout)
         wanted, drawn = drawn[: sizes.wanted], drawn[sizes.wanted :]
         target, heldout = drawn[: sizes.target], drawn[sizes.target :]
@@ -96,7 +96,7 @@ def _shared(data: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _domains(data: Path) -> dict[str, list[str]]:
+def domains_of(data: Path) -> dict[str, list[str]]:
     return {name: list(texts) for name, texts in _shared(data).items()}
 
 

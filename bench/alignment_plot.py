@@ -28,7 +28,12 @@ class Dot:
         return cls(mean, mean - about, mean + about)
 
 
-def dot_chart(title: str, rows: Sequence[str], panels: Mapping[str, Mapping[str, Dot]]) -> str:
+NOTE = "precision: mean ± sd over seeds; bits per byte: 95 % interval, left of 0 is better"
+
+
+def dot_chart(
+    title: str, rows: Sequence[str], panels: Mapping[str, Mapping[str, Dot]], note: str = NOTE
+) -> str:
     """The whole file."""
     width = LABELS + len(panels) * (PANEL + GAP) + GAP
     height = TOP + len(rows) * LINE + 40
@@ -38,11 +43,7 @@ def dot_chart(title: str, rows: Sequence[str], panels: Mapping[str, Mapping[str,
         f"<title>{escape(title)}</title>",
         f'<rect width="{width}" height="{height}" fill="white"/>',
         _text(12, 22, title, size=15),
-        _text(
-            12,
-            height - 8,
-            "precision: mean ± sd over seeds; bits per byte: 95 % interval, left of 0 is better",
-        ),
+        _text(12, height - 8, note),
     ]
     for number, name in enumerate(rows):
         y = TOP + (number + 0.5) * LINE

@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers.loss import loss_utils
 
 from karat.errors import WeightError
+from karat.trainers.cross_entropy import element_losses
 
 if TYPE_CHECKING:
     from karat.parts import ElementLoss
@@ -95,7 +96,7 @@ def cross_entropy(
     flat, target = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
     scored = labels != ignore_index
     if scoring.element is None:
-        elements = functional.cross_entropy(flat, target, ignore_index=ignore_index, reduction="none")
+        elements = element_losses(flat, target, ignore_index)
     else:
         places = scored.reshape(-1)
         found = scoring.element.losses(flat, target.masked_fill(~places, 0))

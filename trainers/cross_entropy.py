@@ -31,7 +31,7 @@ class _ElementLosses(torch.autograd.Function):
         return functional.nll_loss(logs, labels, ignore_index=ignore_index, reduction="none")
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         logs, labels = ctx.saved_tensors
         scored = labels != ctx.ignore_index

@@ -70,6 +70,25 @@ def test_settings_that_bypass_the_loss_are_refused(tmp_path: Path) -> None:
     assert "without labels" in refuse(collator=lambda features: {"input_ids": pad(features)["input_ids"]})
 
 
+class HalfOwnLoss(Trainer):
+    """Takes the weights out of every second micro-batch."""
+
+    calls = 0
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if self.calls % 2 == 0:
+            inputs = {name: value for name, value in inputs.items() if name != "karat"}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def test_a_step_that_is_weighted_in_part_is_refused(tmp_path: Path) -> None:
+    options = {"cls": HalfOwnLoss, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    assert "1 of the 2 micro-batches" in str(
+        refused(tmp_path, llama(), rows(4), ReweightCallback(), **options)
+    )
+
+
 def test_two_callbacks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightError, match="two ReweightCallbacks"):
         train(tmp_path, llama(), rows(4), [ReweightCallback(), ReweightCallback()])

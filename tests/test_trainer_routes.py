@@ -185,6 +185,18 @@ def test_flattened_rows_weigh_as_padded_ones(tmp_path: Path) -> None:
         assert distance(padded, ours) < 2e-6
 
 
+def test_flattened_rows_with_shifted_labels(tmp_path: Path) -> None:
+    def shifted(features: list[Any]) -> Any:
+        batch = DataCollatorWithFlattening()(features)
+        labels = batch["labels"]
+        return batch | {"shift_labels": functional.pad(labels, (0, 1), value=-100)[:, 1:]}
+
+    data, options = with_weights(rows(8), RAW), {"learning_rate": 1.0, "per_device_train_batch_size": 8}
+    _, padded = train(tmp_path, llama(), data, ReweightCallback(), **options)
+    _, ours = train(tmp_path, llama(), data, ReweightCallback(), collator=shifted, **options)
+    assert distance(padded, ours) < 2e-6
+
+
 def test_a_collator_that_moves_tokens_is_refused(tmp_path: Path) -> None:
     def reversing(features: list[Any]) -> Any:
         batch = DataCollatorWithFlattening()(features)

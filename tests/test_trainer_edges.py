@@ -233,21 +233,34 @@ class At(TrainerCallback):
         raise RuntimeError("boom")
 
 
-@pytest.mark.parametrize("event", ["on_step_begin", "on_pre_optimizer_step", "on_log", "on_epoch_end"])
+@pytest.mark.parametrize(
+    "event",
+    ["on_step_begin", "on_pre_optimizer_step", "on_log", "on_epoch_end", "on_evaluate", "on_train_end"],
+)
 def test_an_exception_takes_everything_off(tmp_path: Path, event: str) -> None:
     model = llama()
     callbacks = [ReweightCallback(LinUpper(), reduction="sample"), At(event)]
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, logging_steps=1, disable_tqdm=True),
+        args=TrainingArguments(
+            str(tmp_path),
+            report_to=[],
+            use_cpu=True,
+            logging_steps=1,
+            disable_tqdm=True,
+            eval_on_start=event == "on_evaluate",  # before the first epoch
+            eval_strategy="epoch",
+        ),
         train_dataset=datasets.Dataset.from_list(with_weights(rows(8), range(8))),
+        eval_dataset=datasets.Dataset.from_list(rows(4)),
         data_collator=pad,
         callbacks=callbacks,
     )
     with pytest.raises(RuntimeError, match="boom"):
         trainer.train()
     assert clean(model)
-    assert not {"_run_epoch", "get_batch_samples"} & set(trainer.__dict__)
+    wrapped = {"_run_epoch", "get_batch_samples", "_evaluate", "_finalize_training"}
+    assert not wrapped & set(trainer.__dict__)
 
 
 def test_a_refusal_in_the_first_forward_pass_takes_everything_off(tmp_path: Path) -> None:

@@ -155,15 +155,16 @@ class ReweightCallback(TrainerCallback):
             if pairs is not None:
                 self._undo.append(host.wrap(trainer, "compute_loss", pairs.around_loss(step)))
                 self._undo.append(pairs.watch_reference())
-            if hasattr(trainer, "_run_epoch"):  # private: without it, only an exception leaves hooks
-                self._undo.append(host.wrap(trainer, "_run_epoch", self._tidied))
+            for name in ("_run_epoch", "_evaluate", "_finalize_training"):
+                if hasattr(trainer, name):  # private: without them, only an exception leaves hooks
+                    self._undo.append(host.wrap(trainer, name, self._tidied))
         except BaseException:
             self.uninstall()
             raise
         self._to_the_front(trainer)
 
     def _tidied(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """An epoch that takes everything off if it ends in an exception: on_train_end is not called then."""
+        """A part of training that takes everything off if it raises: on_train_end is not called then."""
 
         def tidied(*args: Any, **kwargs: Any) -> Any:
             try:

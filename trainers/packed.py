@@ -69,10 +69,7 @@ def segments_of(trainer: Any, dataset: datasets.Dataset) -> Segments:
 
     args = trainer.args
     if isinstance(dataset, datasets.IterableDataset):
-        raise WeightError(
-            "packing a stream loses its ids and weights",
-            hint="set packing=False, or use a map-style data set",
-        )
+        raise streamed()
     whole = copy.copy(args)
     whole.max_length, whole.shuffle_dataset = None, False
     tokens = trainer._prepare_dataset(
@@ -91,6 +88,15 @@ def segments_of(trainer: Any, dataset: datasets.Dataset) -> Segments:
         raise _other_rows("the packed rows are not those of the data set")
     owners, counts = _flat(packed, "labels")
     return _runs(owners, counts)
+
+
+def streamed() -> WeightError:
+    """Packed rows of a stream have no columns but their tokens."""
+    return WeightError(
+        "packing a stream loses its ids and weights",
+        where="SFTTrainer",
+        hint="set packing=False, or use a map-style data set",
+    )
 
 
 def _other_rows(problem: str) -> WeightError:

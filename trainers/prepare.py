@@ -45,10 +45,12 @@ def rows(options: Options, loader: Any, trainer: Any, args: Any, kept: frozenset
     kept: names that the model's forward takes, and so are not dropped. Raises WeightError where a weight
     cannot be found or is none.
     """
-    served = attach.rows_of(loader)
-    if attach.is_stream(served):
+    packs = trainer is not None and checks.is_trl(trainer, "SFTTrainer") and trainer.args.packing
+    if attach.is_stream(attach.rows_of(loader)):
+        if packs:
+            raise packed.streamed()
         return _stream(options, kept)
-    if trainer is not None and checks.is_trl(trainer, "SFTTrainer") and trainer.args.packing:
+    if packs:
         original = options.dataset if options.dataset is not None else packed.given(trainer)
         segments = packed.segments_of(trainer, original)
         found = _read(options, [original])

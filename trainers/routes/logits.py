@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional
 
 from karat.errors import WeightError
 from karat.trainers import checks
@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from karat.trainers.cargo import Cargo
     from karat.trainers.step import WeightedStep
 
-CLOSE = 1e-3
-"""How far, relative, a mean may be from the model's own loss; a tenth in half precision."""
+CLOSE = 1e-5
+"""How far, relative, a mean may be from the model's own loss in float32: a small term added to the
+cross-entropy is another loss."""
+CLOSE_HALF = 2e-2
+"""The same where logits or loss are of half precision."""
+APART = 100.0
+"""A runner-up within so many times that distance is near enough for the gradient to decide."""
 
 
 class FromLogits(Route):
@@ -27,7 +32,8 @@ class FromLogits(Route):
     For heads such as T5's and DistilBERT's, and for modules of one's own that return `loss` and `logits`.
     Which loss the model computes (next token, labels in place, classes) is told by its value: on the first
     batch with labels, before the first step, the mean of one of these has to be the model's own loss, else
-    training is refused. The cross-entropy is computed twice.
+    training is refused. Where two are so near (a model that has learned nothing yet guesses all tokens
+    alike), the gradient with respect to the logits tells them apart. The cross-entropy is computed twice.
     """
 
     stock_ignores_window = True
@@ -89,12 +95,16 @@ class FromLogits(Route):
             total = found.elements.float().sum()
             means[family] = float(total / found.scored.sum())
             sums[family] = means[family] if n_items is None else float(total) / max(float(n_items), 1.0)
-        slack = CLOSE if logits.dtype in (torch.float32, torch.float64) else 100 * CLOSE
+        full = {logits.dtype, loss.dtype} <= {torch.float32, torch.float64}
+        slack = max((CLOSE if full else CLOSE_HALF) * abs(own), 1e-6)
         for values in (means, sums):
-            for family, value in values.items():
-                if math.isclose(value, own, rel_tol=slack, abs_tol=1e-6):
-                    self.stock_ignores_window = values is means
-                    return family
+            near = {family: abs(value - own) for family, value in values.items()}
+            near = {family: away for family, away in near.items() if away <= slack * APART}
+            best = min(near, key=near.__getitem__, default=None)
+            if best is None or near[best] > slack:
+                continue
+            self.stock_ignores_window = values is means
+            return best if len(near) == 1 else self._nearest(near, logits, labels, loss)
         tried = ", ".join(f"{family.__name__} {mean:.6g}" for family, mean in means.items()) or "none fits"
         raise WeightError(
             f"the model computes its loss ({own:.6g}) without calling self.loss_function, and it is none "
@@ -103,6 +113,39 @@ class FromLogits(Route):
             hint="use a head that calls the hook, such as LlamaForCausalLM, or let forward return `logits` "
             "and the mean cross-entropy as `loss`",
         )
+
+    def _nearest(
+        self, near: dict[Family, float], logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor
+    ) -> Family:
+        """Of families of nearly the same loss the one whose gradient points where the model's does.
+
+        Without a gradient (a first pass, or logits that were copied on their way out) the nearer one, if it
+        is much nearer.
+        """
+        own = None
+        if loss.requires_grad and logits.requires_grad:
+            (own,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
+        if own is not None:
+            return max(near, key=lambda family: self._agreement(family, logits, labels, own))
+        best, other = sorted(near, key=near.__getitem__)
+        if near[other] > 10 * near[best] and near[other] > 1e-5 * float(loss.detach().abs()):
+            return best
+        raise WeightError(
+            f"{best.__name__} and {other.__name__} give nearly the same loss on the first batch, so which of "
+            "them the model computes cannot be told",
+            where=type(self.base).__name__,
+            hint="return the logits that the loss is computed from, as they are, and the loss in float32",
+        )
+
+    def _agreement(
+        self, family: Family, logits: torch.Tensor, labels: torch.Tensor, own: torch.Tensor
+    ) -> float:
+        """Cosine of the angle between the gradients of a family's loss and of the model's."""
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            total = family(**self._arguments(family, leaf, labels)).elements.sum()
+            (theirs,) = torch.autograd.grad(total, leaf)
+        return float(functional.cosine_similarity(own.float().flatten(), theirs.float().flatten(), dim=0))
 
     def _candidates(self, logits: torch.Tensor, labels: torch.Tensor) -> list[Family]:
         if logits.ndim == labels.ndim + 1 and labels.ndim == 2 and logits.shape[:2] == labels.shape:

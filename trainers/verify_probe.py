@@ -145,6 +145,10 @@ class _Last(TrainerCallback):
         }
         batches = self.recorder.window(len(self.trial.windows))
         self.trial.windows.append(Window(batches, gradients))
+        if len(self.trial.windows) == 1 and self.recorder.collate is not None:
+            # Here, with everything in place, and before a callback may move parameters.
+            batch = self.recorder.collate(batches[0].features)
+            self.trial.evaluation = evaluation_loss(self.trainer, batch)
         scaler = getattr(self.trainer.accelerator, "scaler", None)
         if scaler is not None and scaler.is_enabled():
             scaler.update()  # or it refuses to unscale the next window
@@ -159,9 +163,6 @@ class _Last(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._quiet(control)
-        if control.should_training_stop and self.recorder.collate is not None:
-            features = self.trial.windows[0].batches[0].features
-            self.trial.evaluation = evaluation_loss(self.trainer, self.recorder.collate(features))
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._quiet(control)

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 import verify_setups as setups
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification, default_data_collator
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    default_data_collator,
+)
 
 from karat.errors import WeightError
 from karat.reweight.online.group_dro import GroupDro
@@ -145,6 +151,16 @@ def test_sequence_classification(tmp_path: Path) -> None:
     stock = setups.make(tmp_path, data, [], model=copy.deepcopy(model), **options)
     with pytest.raises(UnverifiedError, match="do not reach the loss"):
         verify(stock)
+
+
+def test_heads_that_average_every_micro_batch_without_weights_are_named(tmp_path: Path) -> None:
+    model = LlamaForTokenClassification(setups.llama().config)
+    data = [
+        {**row, "labels": [token % 2 for token in row["input_ids"]]}
+        for row in setups.rows(weights=setups.WEIGHTS)
+    ]
+    with pytest.raises(UnverifiedError, match="the unweighted one, a mean of every micro-batch"):
+        verify(setups.make(tmp_path, data, [], model=model))
 
 
 def test_without_memory_for_float64_the_copy_is_float32(

@@ -68,7 +68,19 @@ def _lost(guesses: Guesses) -> Finding | None:
     def masked(window: Compared) -> Array:
         return np.asarray(window.static > 0, dtype=np.float64)
 
-    for make, stock, which in ((ones, True, ""), (masked, False, ", but that rows of weight 0 are left out")):
+    def averaged(window: Compared) -> Array:
+        """One in the mean; as the stock loss of heads that take a mean of every micro-batch."""
+        scored = np.asarray([max(1, s.measured.scored) for s in window.samples], dtype=np.float64)
+        keys = [(s.rank, s.batch) for s in window.samples]
+        sums = {key: sum(n for n, k in zip(scored, keys, strict=True) if k == key) for key in set(keys)}
+        return np.asarray([scored.sum() / len(sums) / sums[key] for key in keys])
+
+    tries: list[tuple[Callable[[Compared], Array], bool, str]] = [
+        (ones, True, ""),
+        (masked, False, ", but that rows of weight 0 are left out"),
+        (averaged, True, ", a mean of every micro-batch"),
+    ]
+    for make, stock, which in tries:
         factors = guesses.all_fit(make, stock=stock)
         if factors is not None:
             scale = "" if _all_near(factors, 1, guesses) else f", times {_list(factors)}"

@@ -183,6 +183,16 @@ def test_bfloat16_has_a_tolerance_of_its_own(tmp_path: Path) -> None:
     assert "do not reach the loss" in str(lost.reason)
 
 
+def test_coarse_arithmetic_names_no_other_row(tmp_path: Path) -> None:
+    class Root(setups.Weighing):
+        def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+            batch = super().__call__(features)
+            return {**batch, "weights": batch["weights"].sqrt()}
+
+    found = verify(setups.by_hand(tmp_path, collator=Root(setups.WEIGHTS), bf16=True), raises=False)
+    assert "no simple explanation" in str(found.reason)
+
+
 LOST: dict[str, tuple[Any, str]] = {
     "the stock trainer": (lambda f: setups.make(f), "do not reach the loss: the gradient is the unweighted"),
     "nothing in the data": (lambda f: setups.make(f, setups.rows()), "do not reach the loss"),

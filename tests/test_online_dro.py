@@ -317,6 +317,17 @@ def test_penalised_cvar_is_a_capped_softmax(losses: Any, alpha: float) -> None:
     assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_penalised_cvar_at_low_temperatures_is_the_plain_one() -> None:
+    for size, whole in ((n, k) for n in range(2, 40) for k in range(1, n + 1)):
+        x = torch.arange(float(size))
+        on, alpha = all_of(x), whole / size
+        wanted = (size / whole) * (x >= size - whole).double()
+        assert torch.allclose(kl_cvar_weights(x, on, alpha, 0.01), wanted), (size, whole)
+        assert float(kl_cvar_value(x, on, alpha, 0.01)) == pytest.approx(
+            size - (whole + 1) / 2 - 0.01 * math.log(size / whole), rel=1e-9
+        )
+
+
 @pytest.mark.parametrize(
     "rule", [Cvar(alpha=0.3), Chi2(rho=1.0), KlDro(rho=0.4), Chi2(temperature=0.5)], ids=repr
 )

@@ -115,3 +115,13 @@ def test_impossible_limits_are_refused() -> None:
             LinUpper(**settings_)
     with pytest.raises(ValidationError, match="micro-batch"):
         LinUpper(scope="epoch")
+
+
+def test_the_mean_stays_where_those_at_the_cap_carry_all_of_it() -> None:
+    draw = torch.Generator().manual_seed(2)
+    for size, positive in ((n, m) for n in range(3, 40) for m in range(2, n)):
+        raised = 0.5 + torch.rand(positive, generator=draw)
+        online = torch.cat([raised * (size / raised.sum()), torch.zeros(size - positive)])
+        cut = capped(online, torch.ones(size, dtype=torch.bool), size / positive)
+        wanted = torch.tensor([size / positive] * positive + [0.0] * (size - positive))
+        assert torch.allclose(cut, wanted, atol=1e-4), (size, positive)

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 import torch
 import verify_setups as setups
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForSequenceClassification, default_data_collator
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    default_data_collator,
+)
 
 from karat.errors import WeightError
 from karat.reweight.online.group_dro import GroupDro
@@ -147,6 +153,16 @@ def test_sequence_classification(tmp_path: Path) -> None:
         verify(stock)
 
 
+def test_heads_that_average_every_micro_batch_without_weights_are_named(tmp_path: Path) -> None:
+    model = LlamaForTokenClassification(setups.llama().config)
+    data = [
+        {**row, "labels": [token % 2 for token in row["input_ids"]]}
+        for row in setups.rows(weights=setups.WEIGHTS)
+    ]
+    with pytest.raises(UnverifiedError, match="the unweighted one, a mean of every micro-batch"):
+        verify(setups.make(tmp_path, data, [], model=model))
+
+
 def test_without_memory_for_float64_the_copy_is_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +181,16 @@ def test_bfloat16_has_a_tolerance_of_its_own(tmp_path: Path) -> None:
     assert (found.precision, found.tolerance) == ("bfloat16", 0.05)
     lost = verify(setups.by_hand(tmp_path, "lost", bf16=True), raises=False)
     assert "do not reach the loss" in str(lost.reason)
+
+
+def test_coarse_arithmetic_names_no_other_row(tmp_path: Path) -> None:
+    class Root(setups.Weighing):
+        def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
+            batch = super().__call__(features)
+            return {**batch, "weights": batch["weights"].sqrt()}
+
+    found = verify(setups.by_hand(tmp_path, collator=Root(setups.WEIGHTS), bf16=True), raises=False)
+    assert "no simple explanation" in str(found.reason)
 
 
 LOST: dict[str, tuple[Any, str]] = {

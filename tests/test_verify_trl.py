@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_models import tiny_pair
 
+from karat.errors import WeightError
 from karat.reweight.online.loss_shape import LinUpper
 from karat.trainers.byte_tokenizer import byte_tokenizer
 from karat.trainers.callback import ReweightCallback
@@ -145,3 +146,9 @@ def test_a_subclass_that_doubles_the_loss_of_pairs(tmp_path: Path) -> None:
 
     with pytest.raises(UnverifiedError, match="scale off by 3"):
         verify(dpo(tmp_path, [ReweightCallback()], RAW, cls=Doubles))
+
+
+def test_the_loss_of_dft_is_refused_and_not_called_lost(tmp_path: Path) -> None:
+    with pytest.raises(WeightError, match="loss_type='dft'") as caught:
+        verify(sft(tmp_path, texts(RAW), [ReweightCallback()], loss_type="dft"))
+    assert not isinstance(caught.value, UnverifiedError)

@@ -31,11 +31,13 @@ def capped(online: torch.Tensor, present: torch.Tensor, cap: float) -> torch.Ten
     below = torch.arange(1, len(online) + 1, device=online.device)
     total = mean_over(online, present) * count
     # With the `below` smallest free and the others at the cap. Summed from the smallest: no digits lost.
-    factor = (total - (count - below) * cap) / ascending.cumsum(0)
-    fits = (factor * ascending <= cap) & (factor > 0) & (below <= count)
+    # Where those at the cap carry the whole mean nothing is left, and a rounding must not make it less.
+    factor = (total - (count - below) * cap).clamp(min=0.0) / ascending.cumsum(0)
+    fits = (factor * ascending <= cap) & (below <= count)
     free = (below * fits).max()
-    chosen = factor.take((free - 1).clamp(min=0)).where(free > 0, online.new_full((), float("inf")))
-    projected = (lifted * chosen).clamp(max=cap)
+    last = (free - 1).clamp(min=0)
+    at_cap = (lifted > ascending.take(last)) | (free == 0)
+    projected = (lifted * factor.take(last)).clamp(max=cap).masked_fill(at_cap, cap)
     binds = online.masked_fill(~present, 0.0).max() > cap
     return projected.where(binds & present, online)
 

@@ -50,7 +50,8 @@ def kl_cvar_weights(
     """
     seen = depths(losses, present)
     scaled = seen.below / temperature
-    weights = (scaled + _log_factor(scaled, present, seen.size, alpha)).exp().clamp(max=1 / alpha)
+    rest, log_mass = _level(scaled, present, seen.size, alpha)
+    weights = (scaled - rest + log_mass).exp().clamp(max=1 / alpha)
     constant = ~((seen.below < 0) & present).any()
     return weights.masked_fill(constant, 1.0).masked_fill(~present, 0.0)
 
@@ -65,11 +66,11 @@ def kl_cvar_value(
     """
     seen = depths(losses, present)
     scaled = seen.below / temperature
-    log_factor = _log_factor(scaled.detach(), present, seen.size, alpha)
-    x = scaled + log_factor
+    rest, log_mass = _level(scaled.detach(), present, seen.size, alpha)
+    x = scaled - rest + log_mass
     cap = -math.log(alpha)
     phi = x.clamp(max=cap).exp() - 1 + (x - cap).clamp(min=0.0) / alpha
-    return seen.top + temperature * (phi.masked_fill(~present, 0.0).sum() / seen.size - log_factor)
+    return seen.top + temperature * (phi.masked_fill(~present, 0.0).sum() / seen.size - log_mass + rest)
 
 
 def _upper_quantile(
@@ -83,19 +84,24 @@ def _upper_quantile(
     return ordered.take(k.minimum(present.sum() - 1).clamp(min=0))
 
 
-def _log_factor(
+def _level(
     scaled: torch.Tensor, present: torch.Tensor, size: torch.Tensor, alpha: float
-) -> torch.Tensor:
-    """-eta / lambda: log t with mean min(t e^x, 1/alpha) = 1, for x = l / lambda; scalar.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scalars a and log b of eta / lambda = a - log b: mean min(b e^(x - a), 1/alpha) = 1, x = l / lambda.
 
-    With the j largest at the cap, t = (n - j / alpha) / sum of the other e^x. Raising j from 0 while the
-    next one would exceed the cap finds the j of the solution; both sides are monotone, so it is a count.
+    With the j largest at the cap, a = log sum of the other e^x and b = n - j / alpha, the mass left for them.
+    Raising j from 0 while the next one would exceed the cap finds the j of the solution; both sides are
+    monotone, so it is a count.
     """
     import torch
 
     ordered = scaled.masked_fill(~present, -float("inf")).sort(descending=True).values
     rest = ordered.flip(0).logcumsumexp(0).flip(0)
     capped = torch.arange(len(ordered), device=scaled.device, dtype=scaled.dtype)
-    log_t = (size - capped / alpha).clamp(min=0.0).log() - rest
-    exceeds = (ordered + log_t > -math.log(alpha)) & (capped < size)
-    return log_t.take(exceeds.sum().clamp(max=len(ordered) - 1))
+    mass = size - capped / alpha
+    # Where alpha n is whole the last one at the cap takes all that is left; as one more than the cap, by a
+    # rounding, it would leave nothing, log 0, to the rest.
+    further = (mass - 1 / alpha > 1e-9 * size) & (capped < size)
+    exceeds = (ordered - rest + mass.clamp(min=0.0).log() > -math.log(alpha)) & further
+    at = exceeds.sum().clamp(max=len(ordered) - 1)
+    return rest.take(at), mass.take(at).log()

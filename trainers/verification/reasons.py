@@ -68,7 +68,19 @@ def _lost(guesses: Guesses) -> Finding | None:
     def masked(window: Compared) -> Array:
         return np.asarray(window.static > 0, dtype=np.float64)
 
-    for make, stock, which in ((ones, True, ""), (masked, False, ", but that rows of weight 0 are left out")):
+    def averaged(window: Compared) -> Array:
+        """One in the mean; as the stock loss of heads that take a mean of every micro-batch."""
+        scored = np.asarray([max(1, s.measured.scored) for s in window.samples], dtype=np.float64)
+        keys = [(s.rank, s.batch) for s in window.samples]
+        sums = {key: sum(n for n, k in zip(scored, keys, strict=True) if k == key) for key in set(keys)}
+        return np.asarray([scored.sum() / len(sums) / sums[key] for key in keys])
+
+    tries: list[tuple[Callable[[Compared], Array], bool, str]] = [
+        (ones, True, ""),
+        (masked, False, ", but that rows of weight 0 are left out"),
+        (averaged, True, ", a mean of every micro-batch"),
+    ]
+    for make, stock, which in tries:
         factors = guesses.all_fit(make, stock=stock)
         if factors is not None:
             scale = "" if _all_near(factors, 1, guesses) else f", times {_list(factors)}"
@@ -254,7 +266,11 @@ def _appear(values: Array, known: Array, slack: float) -> int:
     """How many values are the weight of some row: all of them, or none."""
     if values.size == 0:
         return 0
-    distance = np.abs(values[:, None] - np.unique(known)[None, :]).min(axis=1)
+    known = np.unique(known)
+    # Where the weights lie closer than the slack (bfloat16), any number is near one, which says nothing.
+    if np.minimum(np.diff(known), 2 * slack).sum() > (known[-1] - known[0]) / 2:
+        return 0
+    distance = np.abs(values[:, None] - known[None, :]).min(axis=1)
     return int(values.size) if bool((distance <= slack).all()) else 0
 
 

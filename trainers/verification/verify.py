@@ -93,7 +93,7 @@ def verify_weights(
     began = time.perf_counter()
     if steps < 1:
         raise WeightError(f"steps is {steps}", hint="at least 1")
-    refuse_sharded(trainer)
+    refuse_unreadable(trainer)
     with oracles.draws_kept():
         verdict = _Verifying(trainer, steps, weights, column, reduction, parameters, tolerance, seed).run(
             began
@@ -109,8 +109,8 @@ def verify_weights(
     return verdict
 
 
-def refuse_sharded(trainer: Any) -> None:
-    """Gradients in pieces are not read."""
+def refuse_unreadable(trainer: Any) -> None:
+    """Gradients in pieces are not read, and losses of TRL's own are not known."""
     if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
         raise WeightError(
             "the model's gradients are sharded over ranks, and cannot be compared there",
@@ -118,6 +118,11 @@ def refuse_sharded(trainer: Any) -> None:
         )
     if trainer.train_dataset is None:
         raise WeightError("the Trainer has no train_dataset", hint="give it one")
+    if getattr(trainer.args, "loss_type", None) == "dft":
+        raise WeightError(
+            "loss_type='dft' is not the model's cross-entropy, which is all that is computed row by row here",
+            hint="verify the same script with loss_type='nll'; the weights take the same way",
+        )
 
 
 class _Verifying:

@@ -137,3 +137,9 @@ def test_a_chain_with_limits(tmp_path: Path) -> None:
     train(tmp_path, llama(), rows(24), callback, per_device_train_batch_size=12)
     assert all(entry["largest_weight"] <= 1.5001 for entry in callback.history)
     assert all(entry["effective_sample_size"] < 12 for entry in callback.history)
+
+
+def test_wrong_settings_of_a_reweighter_are_named() -> None:
+    with pytest.raises(WeightError, match=r"alpha: Input should be .*; beta: Extra inputs") as caught:
+        ReweightCallback({"kind": "cvar", "alpha": 2, "beta": 1})  # type: ignore[arg-type]
+    assert "pydantic" not in str(caught.value)

@@ -557,7 +557,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         ("train.py:number", "not a function"),
         ("train.py:god", "did you mean 'good'?"),
         ("nowhere.py:good", "there is no such file"),
-        ("no_such_module_here:good", "No module named"),
+        ("no_such_module_here:good", "no_such_module_here: importing it raised ModuleNotFoundError"),
         ("train.py", "FILE.py:FUNCTION"),
         ("none.yaml", "none.yaml"),
     ):

@@ -83,8 +83,11 @@ class Options:
 def _part(value: Any, contract: type[Part], name: str) -> Any:
     try:
         part: Any = load(value, contract)
-    except (PydanticCustomError, ValidationError) as error:
+    except PydanticCustomError as error:
         raise WeightError(str(error), where=name) from error
+    except ValidationError as error:
+        told = (": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+        raise WeightError("; ".join(told), where=name) from error
     if not isinstance(part, contract):
         raise WeightError(
             f"{part!r} is not a {name}",

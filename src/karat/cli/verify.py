@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from karat.errors import ConfigError, KaratError, closest
 
 out = Console(highlight=False)
 HINT = "karat verify train.py:make_trainer, with a function that takes nothing and returns the Trainer"
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 ROWS = 64
 """Rows of a config's data that its training stage is tried on."""
 
@@ -133,7 +135,7 @@ def _place(error: BaseException, outer: str | None = None) -> str | None:
         frame
         for frame in frames
         if "site-packages" not in frame.filename
-        and not frame.filename.startswith("<")
+        and not frame.filename.startswith(("<", STANDARD_LIBRARY))
         and Path(frame.filename) != Path(__file__)
         and f"{Path('karat', 'trainers')}" not in frame.filename
     ]

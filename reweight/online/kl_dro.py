@@ -35,6 +35,9 @@ class KlDro(OnlineRule):
     negative one prefers low losses (min-min, robust to label noise). Zero is refused, and so is a negative
     one beside rho.
 
+    Running: one huge loss raises u at once and u falls by 1 - rate a batch, so that at a small temperature
+    all weights are near 0 for many batches after it; `rho` and the other scopes have no such memory.
+
     Papers: Qi, Xu, Jin, Yin, Yang, TMLR 2023, arXiv 2012.06951 (ABSGD); Qi, Lyu, Chan, Bai, Yang, arXiv
     2210.05740 (SCDRO: rho and a least temperature); the dual in Levy et al., 2020.
 

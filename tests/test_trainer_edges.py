@@ -466,3 +466,30 @@ def test_resuming_without_or_with_another_state_is_refused(tmp_path: Path) -> No
     train(tmp_path, llama(), data, ReweightCallback(GroupDro()), **options)
     renamed = [{**row, "group": row["group"] + "x"} for row in data]
     assert "groups" in refuse(ReweightCallback(GroupDro()), renamed)
+
+
+class LossFromLogits(Trainer):
+    """Computes its loss from the logits, although the model has computed one."""
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        output = model(**inputs, num_items_in_batch=num_items_in_batch)
+        flat = output.logits[:, :-1].reshape(-1, output.logits.shape[-1])
+        return torch.nn.functional.cross_entropy(flat, inputs["labels"][:, 1:].reshape(-1))
+
+
+def test_a_loss_made_from_the_logits_in_compute_loss_is_refused(tmp_path: Path) -> None:
+    model = llama()
+    before = copy.deepcopy(model.state_dict())
+    trainer = LossFromLogits(
+        model=model,
+        args=TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True),
+        train_dataset=datasets.Dataset.from_list(with_weights(rows(8), range(8))),
+        data_collator=pad,
+        callbacks=[ReweightCallback()],
+    )
+    with pytest.raises(WeightError, match="did not come from the model's own loss"):
+        trainer.train()
+    assert identical(before, model.state_dict())
+    assert clean(model)

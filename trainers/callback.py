@@ -40,8 +40,10 @@ class ReweightCallback(TrainerCallback):
     weight, of mean one over its scope. TRL's DPOTrainer: L = sum_i w_i l_i / M, l_i the loss of pair i.
 
     With all weights 1 the trained parameters are those of the stock Trainer, bit for bit
-    (reduction="token"). A row of weight 0 is absent: it is not counted either. Multiplying all weights
-    by a constant changes nothing. Evaluation is untouched.
+    (reduction="token"; several labels per sequence: but for the rounding of one division). N is the count
+    of the Trainer: of one rank with average_tokens_across_devices=False, and with each row's first label
+    for models that it does not know to shift them (GPT2LMHeadModel). A row of weight 0 is absent: it is
+    not counted either. Multiplying all weights by a constant changes nothing. Evaluation is untouched.
 
     reweighter: how weights follow the losses; None for static weights only.
     weight: numeric column of the training set; absent means all ones ("sample_weight" serves as well);
@@ -61,7 +63,8 @@ class ReweightCallback(TrainerCallback):
         folder, a path, or False.
 
     Raises WeightError before the first optimizer step wherever a weight could not reach the loss: label
-    smoothing, compute_loss_func, DataParallel, Liger's fused loss, collators that mix rows.
+    smoothing, compute_loss_func, a compute_loss that makes a loss of its own, DataParallel, Liger's fused
+    loss, collators that mix rows.
     `history` holds a dictionary per log; `uninstall` takes everything off by hand.
 
     Works with transformers.Trainer (models with and without the loss hook), TRL's SFTTrainer (packed and
@@ -188,6 +191,8 @@ class ReweightCallback(TrainerCallback):
                 raise checks.nothing_weighted()
             if self.step.window.known and self.step.batches != self.step.window.batches:
                 raise checks.some_unweighted(self.step.batches, self.step.window.batches)
+            if self.step.expects_gradient and not self.step.got_gradient:
+                raise checks.loss_unused(host.find(self).trainer)
             self.step.batches = 0
 
     def on_log(

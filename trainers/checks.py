@@ -126,6 +126,15 @@ def some_unweighted(weighted: int, batches: int) -> WeightError:
     )
 
 
+def loss_unused(trainer: Any) -> WeightError:
+    """The weighted loss was computed, and another one was differentiated."""
+    return WeightError(
+        "the gradient of this step did not come from the model's own loss, where the weights are",
+        where="compute_loss" if trainer is None else f"{type(trainer).__name__}.compute_loss",
+        hint="an overridden compute_loss has to return the loss of the model, or one made of it",
+    )
+
+
 def forward_names(base: Any) -> list[str]:
     """Names that the model's forward takes, so that no column of that name is kept from it."""
     return list(inspect.signature(base.forward).parameters)

@@ -52,6 +52,8 @@ class WeightedStep:
         """Weighted micro-batches since the last optimizer step."""
         self.seen: Callable[[Cargo, torch.Tensor | None, torch.Tensor], None] = lambda *_: None
         """Told of every weighted micro-batch."""
+        self.expects_gradient = self.got_gradient = False
+        """Of the first step: whether a weighted loss was handed out, and whether it was differentiated."""
         self._now: tuple[Route, Cargo] | None = None
 
     def install(self, compiled: bool) -> Callable[[], None]:
@@ -132,6 +134,16 @@ class WeightedStep:
         """The scalar loss of this micro-batch, given what the Trainer will still multiply or divide by."""
         weights = self.weigh(cargo, losses)
         return weighted(losses, weights, self.denominator(cargo, losses), self.reduction)
+
+    def handed_out(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, watched until it is first differentiated: a trainer may compute another one instead."""
+        if loss.requires_grad and not self.got_gradient:
+            self.expects_gradient = True
+            torch.Tensor.register_hook(loss, self._differentiated)  # type: ignore[no-untyped-call]
+        return loss
+
+    def _differentiated(self, gradient: torch.Tensor) -> None:
+        self.got_gradient = True
 
     def factor(self, cargo: Cargo, losses: Losses) -> torch.Tensor:
         """[n] times each sample's losses, where the trainer itself sums them and divides by N."""

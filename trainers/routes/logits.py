@@ -64,7 +64,7 @@ class FromLogits(Route):
             family = self.family
         self.shifted = family is causal
         found = family(**self._arguments(family, logits, labels), scoring=step.scoring)
-        output["loss"] = step.weighted(cargo, step.placed(cargo, found)).to(loss.dtype)
+        output["loss"] = step.handed_out(step.weighted(cargo, step.placed(cargo, found)).to(loss.dtype))
         return output
 
     def restore(self) -> None:

@@ -68,7 +68,7 @@ class LossHook(Route):
     def _weighted_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self._now is None:
             raise WeightError("the weighted loss was called outside a training batch")
-        return self._found(*self._now, *args, **kwargs)
+        return self._now[0].handed_out(self._found(*self._now, *args, **kwargs))
 
     def _found(self, step: WeightedStep, cargo: Cargo, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The scalar loss; heads that call their loss several times use one set of weights."""

@@ -67,6 +67,17 @@ def stream(folder: Path, callback: ReweightCallback) -> Result:
     return plain(folder, callback, data, **changes)
 
 
+def uneven(folder: Path, callback: ReweightCallback) -> Result:
+    """One step over 14 rows, of which the second rank has the fewer; nobody's are repeated."""
+    changes = {
+        "per_device_train_batch_size": 4 if WORLD > 1 else 14,
+        "gradient_accumulation_steps": 2 if WORLD > 1 else 1,
+        "num_train_epochs": 1,
+        "accelerator_config": {"even_batches": False},
+    }
+    return plain(folder, callback, DATA[:14], **changes)
+
+
 CASES: dict[str, Callable[[Path], Result]] = {
     "static": lambda folder: plain(folder, ReweightCallback()),
     "static, per sample": lambda folder: plain(folder, ReweightCallback(reduction="sample")),
@@ -88,6 +99,9 @@ CASES: dict[str, Callable[[Path], Result]] = {
     "sft, padding-free": lambda folder: sft(folder, ReweightCallback(), padding_free=True, max_length=None),
     "dpo": lambda folder: dpo(folder, ReweightCallback()),
     "dpo, online": lambda folder: dpo(folder, ReweightCallback(KlDro(scope="window"))),
+    "uneven": lambda folder: uneven(folder, ReweightCallback()),
+    "uneven, window": lambda folder: uneven(folder, ReweightCallback(LinUpper(scope="window"))),
+    "uneven, per sample": lambda folder: uneven(folder, ReweightCallback(reduction="sample")),
     "stream": lambda folder: stream(folder, ReweightCallback()),
 }
 

@@ -235,7 +235,15 @@ class At(TrainerCallback):
 
 @pytest.mark.parametrize(
     "event",
-    ["on_step_begin", "on_pre_optimizer_step", "on_log", "on_epoch_end", "on_evaluate", "on_train_end"],
+    [
+        "on_epoch_begin",
+        "on_step_begin",
+        "on_pre_optimizer_step",
+        "on_log",
+        "on_epoch_end",
+        "on_evaluate",
+        "on_train_end",
+    ],
 )
 def test_an_exception_takes_everything_off(tmp_path: Path, event: str) -> None:
     model = llama()

@@ -161,6 +161,8 @@ class ReweightCallback(TrainerCallback):
             for name in ("_run_epoch", "_evaluate", "_finalize_training"):
                 if hasattr(trainer, name):  # private: without them, only an exception leaves hooks
                     self._undo.append(host.wrap(trainer, name, self._tidied))
+            if trainer is not None:
+                self._undo.append(host.wrap(trainer.callback_handler, "call_event", self._tidied))
         except BaseException:
             self.uninstall()
             raise

@@ -226,16 +226,34 @@ def test_flattened_rows_weigh_as_padded_ones(tmp_path: Path) -> None:
         assert distance(padded, ours) < 2e-6
 
 
-def test_flattened_rows_with_shifted_labels(tmp_path: Path) -> None:
-    def shifted(features: list[Any]) -> Any:
-        batch = DataCollatorWithFlattening()(features)
-        labels = batch["labels"]
-        return batch | {"shift_labels": functional.pad(labels, (0, 1), value=-100)[:, 1:]}
+def test_shifted_labels_belong_to_the_row_of_their_token(tmp_path: Path) -> None:
+    """Where a collator scores each row's first token as well, after the last one of the row before."""
 
-    data, options = with_weights(rows(8), RAW), {"learning_rate": 1.0, "per_device_train_batch_size": 8}
-    _, padded = train(tmp_path, llama(), data, ReweightCallback(), **options)
-    _, ours = train(tmp_path, llama(), data, ReweightCallback(), collator=shifted, **options)
-    assert distance(padded, ours) < 2e-6
+    def joined(features: list[Any]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([[token for row in features for token in row["input_ids"]]])
+        places = torch.tensor([[i for row in features for i in range(len(row["input_ids"]))]])
+        later = functional.pad(ids, (0, 1), value=-100)[:, 1:]
+        return {"input_ids": ids, "position_ids": places, "labels": ids, "shift_labels": later}
+
+    data = rows(8)
+    batch, model = joined(data), llama().double()
+    mean = sum(RAW) / sum(1 for w in RAW if w)
+    owner = torch.tensor([w / mean for row, w in zip(data, RAW, strict=True) for _ in row["input_ids"]])[1:]
+    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+    logits = model.train()(**inputs).logits[0, :-1]
+    losses = functional.cross_entropy(logits, batch["input_ids"][0, 1:], reduction="none")
+    ((owner.double() * losses).sum() / (owner > 0).sum()).backward()
+    start = llama().state_dict()
+    options = {
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1.0,
+    }
+    _, ours = train(
+        tmp_path, llama(), with_weights(data, RAW), ReweightCallback(), collator=joined, **options
+    )
+    for name, parameter in model.named_parameters():
+        assert (start[name] - ours[name] - parameter.grad.float()).abs().max() < 2e-6, name
 
 
 def test_a_collator_that_moves_tokens_is_refused(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from karat.errors import WeightError
 from karat.reweight.online.static import Static
 from karat.trainers import attach, checks, columns, host, packed
@@ -169,8 +167,3 @@ def _route(options: Options, base: Any, trainer: Any, args: Any) -> Route:
 def forward_names(base: Any) -> frozenset[str]:
     """Names that the model's forward takes, so that no column of that name is kept from it."""
     return frozenset(checks.forward_names(base))
-
-
-def device_of(args: Any) -> torch.device:
-    """Where the figures are."""
-    return torch.device(args.device)
